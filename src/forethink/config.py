@@ -1,0 +1,203 @@
+"""Every knob, once: frozen pydantic models read from one TOML file and ``section.key=value`` overrides.
+
+An unknown key or a wrong type is an error in one sentence. ``[trl]`` passes verbatim to TRL's ``GRPOConfig``;
+a key that forethink sets itself must not appear there.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forethink.types import ForethinkError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+
+class Corpus(_Section):
+    """Where documents come from."""
+
+    path: str | None = None  # file, folder, hub id or a `datasets` directory
+    field: tuple[str, ...] = ("text",)  # fields of a record, joined by `separator`
+    separator: str = "\n\n"
+    split: str = "train"  # split of a hub data set
+    text_split: str | None = None  # plain text: a regular expression that starts a new document
+    limit: int | None = Field(None, ge=1)  # read at most this many documents
+    min_bytes: int = Field(1, ge=1)  # shorter documents are dropped, and counted
+
+
+class Model(_Section):
+    """The policy."""
+
+    name: str = "smollm2"  # path, hub id or alias
+    adapter: str | None = None  # a LoRA adapter's folder
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # for inference; training keeps fp32 master weights
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+class Score(_Section):
+    """Entropy of every position under the proxy."""
+
+    proxy: str | None = None  # path, hub id or alias; the policy when absent
+    top_k: int = Field(16, ge=2)
+    window: int = Field(1024, ge=16)  # tokens the proxy sees at once
+    overlap: int = Field(256, ge=1)  # tokens of context repeated at the start of the next window
+    short_context: int = Field(16, ge=1)  # the first positions of a document, marked as short of context
+    batch_tokens: int = Field(8192, ge=16)
+    shard_documents: int = Field(256, ge=1)  # documents per Parquet shard, the unit of resuming
+
+
+class Problems(_Section):
+    """Which positions become problems."""
+
+    selector: str = "threshold"  # threshold, top_fraction, band, random, no_think_error or module:function
+    threshold: float = 0.5  # nats, renormalised top-k entropy; lower bound for `threshold` and `band`
+    upper: float = 3.0  # upper bound for `band`, nats
+    fraction: float = Field(0.2, gt=0, le=1)  # for `top_fraction` and `random`
+    per_document: int | None = Field(16, ge=1)  # problems a document may give; None: no limit
+    min_context: int = Field(16, ge=1)  # tokens before the position
+    max_context: int = Field(400, ge=1)  # contexts are cut to this many tokens, from the left
+    max_target: int = Field(16, ge=1)  # tokens of true continuation kept
+    validation: float = Field(0.0, ge=0, le=1)  # share of documents in the validation split
+
+
+class Template(_Section):
+    """How to ask and how to read."""
+
+    name: str = "v0"  # v0 … v6, or a template file
+
+
+class Reward(_Section):
+    """What an answer is worth."""
+
+    name: str = "prefix_match"  # a key of rewards.REWARDS or module:function
+    length_weight: float = Field(0.0, ge=0, le=1)  # w of (1-w)·reward + w·length budget
+    length_budget: int = Field(256, ge=1)  # tokens of completion that the length budget allows
+
+
+class Rollout(_Section):
+    """How completions are sampled."""
+
+    engine: Literal["transformers", "vllm", "scripted"] = "transformers"
+    group: int = Field(8, ge=1)  # completions per problem, G
+    temperature: float = Field(0.8, gt=0)
+    max_tokens: int = Field(64, ge=1)
+    batch: int = Field(128, ge=1)  # completions decoded at once
+
+
+class Warmup(_Section):
+    """Supervised training on thoughts made of the policy's own next-token candidates."""
+
+    skip_box_rate: float = Field(0.9, ge=0, le=1)  # skipped where the untrained policy boxes at least this share
+    examples: int = Field(12000, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    batch: int = Field(64, ge=1)  # examples a step
+    candidates: int = Field(3, ge=1)  # hypotheses listed in a thought
+    probe_every: int = Field(25, ge=1)  # steps between probes on held-out positions
+    probe_positions: int = Field(64, ge=1)
+    minutes: float | None = None  # stop after this wall time
+
+
+class Train(_Section):
+    """GRPO."""
+
+    start: str | None = None  # a model folder; the run's warm start when there is one, else the policy
+    steps: int = Field(100, ge=1)
+    problems: int = Field(16, ge=1)  # problems a step, over all processes
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(0.2, gt=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    precision: Literal["bf16", "fp32", "pure_bf16"] = "bf16"  # bf16: fp32 master weights under autocast
+    micro_batch: int = Field(4, ge=1)  # problems per backward pass
+    dynamic_sampling_from: int | None = 0  # step from which degenerate groups are refilled; None: never
+    refill: int = Field(2, ge=0)  # at most this many extra batches of problems a step
+    ntp_weight: float = Field(0.0, ge=0)  # λ of λ·NTP on the context tokens
+    lora_rank: int = Field(0, ge=0)  # 0: full weights
+    save_every: int = Field(25, ge=1)
+    degenerate_alarm: float = Field(0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
+
+
+class Eval(_Section):
+    """Next-token accuracy, plain and reasoning, on the same positions."""
+
+    problems: str | None = None  # a problems folder; the run's own validation split when absent
+    base: str | None = None  # the model whose entropy sets the difficulty; the policy before training
+    positions: int = Field(500, ge=1)
+    samples: int = Field(1, ge=1)  # completions a position, for pass@1 and pass@k
+    thresholds: tuple[float, ...] = (0.5, 1.0, 1.5)  # easy, medium, hard; nats
+    bootstrap: int = Field(2000, ge=100)
+
+
+class Config(_Section):
+    """One recipe: everything a run depends on."""
+
+    run: str = "runs/default"  # the stages write their run folders below it
+    seed: int = 0
+    corpus: Corpus = Corpus()
+    model: Model = Model()
+    score: Score = Score()
+    problems: Problems = Problems()
+    template: Template = Template()
+    reward: Reward = Reward()
+    rollout: Rollout = Rollout()
+    warmup: Warmup = Warmup()
+    train: Train = Train()
+    eval: Eval = Eval()
+    trl: dict[str, Any] = {}
+
+
+def _value(text: str) -> Any:
+    """Read an override's value as TOML; what TOML does not know is a plain string (paths, names)."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply overrides such as ``train.steps=40``.
+
+    Args:
+        path: a TOML file; None for the defaults alone.
+        overrides: ``key=value`` or ``section.key=value``, later ones win. Values are TOML; ``none`` unsets.
+
+    Raises:
+        ForethinkError: the file is absent or no TOML, a key is unknown, or a value has the wrong type.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ForethinkError(f"{path}: no such recipe; name an existing TOML file with --config.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ForethinkError(f"{path}: not a TOML file ({error}); mend that line.") from None
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ForethinkError(f"{override!r}: an override reads section.key=value.")
+        *sections, last = key.strip().split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ForethinkError(f"{override!r}: {section!r} is a value, not a section.")
+        table[last] = None if text == "none" else _value(text)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        source = str(path) if path is not None else "the overrides"
+        if first["type"] == "extra_forbidden":
+            raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
+        raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None

@@ -1,0 +1,249 @@
+"""A run folder: what was asked for, on what, with what, and what came of it.
+
+Every stage writes one folder::
+
+    run.json        command, configuration hash, git sha, versions, machine, input hashes, warnings, status, seconds
+    config.toml     the resolved configuration, readable by `--config`
+    dropped.json    what was left out, counted by reason
+    metrics.jsonl   one line a step
+    samples.jsonl   one line a completion, with its answer, outcome and reward
+
+Writing is atomic (a temporary file, then a rename), so a run killed at any moment leaves whole files. The two
+``.jsonl`` logs are appended line by line; on resume, lines after the checkpoint are cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from forethink.config import Config
+from forethink.types import ForethinkError
+
+_PACKAGES = ("forethink", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: a reader never sees half of it.
+
+    Raises:
+        ForethinkError: the disk is full or the folder cannot be written.
+    """
+    handle = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, handle = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(fd, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(handle, path)
+    except OSError as error:
+        if handle is not None and os.path.exists(handle):
+            os.unlink(handle)
+        raise ForethinkError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder with run=…, "
+            "then start again with the same command: what was finished is kept."
+        ) from None
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_inputs(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file directly or deeper inside a folder, keyed by path."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return {str(file): hash_file(file) for file in files}
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL log of ours. A torn last line (the writer was killed) is passed over."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:
+                raise ForethinkError(f"{path}: line {number} is not JSON; cut the file before it.") from None
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return json.dumps(value)  # TOML's strings, numbers and booleans are JSON's
+
+
+def config_toml(config: Config) -> str:
+    """The resolved configuration as TOML. Keys that are None are left out, which reads back as None."""
+    data = config.model_dump(mode="json")
+    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
+    for section, table in data.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{key} = {_toml_value(value)}" for key, value in table.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _git_sha() -> str | None:
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class RunDir:
+    """The folder of one stage's run.
+
+    Args:
+        path: the folder; made when absent.
+        stage: the command's name.
+        config: the resolved configuration.
+        sections: the configuration sections this stage's results depend on; only these decide whether an existing
+            folder belongs to the same configuration.
+        inputs: input files with their hashes.
+
+    Raises:
+        ForethinkError: the folder belongs to another configuration or other inputs.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        stage: str,
+        config: Config,
+        sections: Iterable[str],
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.config = config
+        data = config.model_dump(mode="json")
+        own = {"stage": stage, "seed": config.seed, **{name: data[name] for name in sections}}
+        self._started = time.monotonic()
+        self.record: dict[str, Any] = {
+            "stage": stage,
+            "settings": own,
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "git": _git_sha(),
+            "versions": _versions(),
+            "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+            "inputs": dict(inputs or {}),
+            "warnings": [],
+            "status": "running",
+            "seconds": 0.0,
+            "resumed": 0,
+        }
+        self._before = 0.0
+        self._continue_or_refuse()
+        write_atomic(self.path / "config.toml", config_toml(config))
+        self._save()
+
+    def _continue_or_refuse(self) -> None:
+        old_path = self.path / "run.json"
+        if not old_path.exists():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise ForethinkError(f"{self.path}: not empty and no run folder; choose another with run=….")
+            return
+        old = json.loads(old_path.read_text(encoding="utf-8"))
+        for part in ("settings", "inputs"):
+            # Inputs are compared by content: a moved or renamed file is still the same input.
+            ours, theirs = self.record[part], old.get(part)
+            same = ours == theirs if part == "settings" else sorted(ours.values()) == sorted((theirs or {}).values())
+            if not same:
+                changed = _first_difference(theirs, ours)
+                raise ForethinkError(
+                    f"{self.path}: belongs to another configuration ({part}: {changed}); choose another folder with "
+                    "run=…, or remove this one."
+                )
+        self._before = float(old.get("seconds", 0.0))
+        for key in ("created", "warnings", "status", "result"):
+            if key in old:
+                self.record[key] = old[key]
+        if self.record["status"] != "done":
+            self.record["resumed"] = int(old.get("resumed", 0)) + 1
+
+    def _save(self) -> None:
+        self.record["seconds"] = round(self._before + time.monotonic() - self._started, 3)
+        write_atomic(self.path / "run.json", json.dumps(self.record, indent=1, ensure_ascii=False) + "\n")
+
+    @property
+    def done(self) -> bool:
+        """True where this very run was finished before."""
+        return self.record["status"] == "done"
+
+    def warn(self, message: str) -> None:
+        """Raise a warning: printed once, and kept in run.json for the report."""
+        if message not in self.record["warnings"]:
+            self.record["warnings"].append(message)
+            print(f"warning: {message}", file=sys.stderr)
+            self._save()
+
+    def dropped(self, counts: Mapping[str, int]) -> None:
+        """Write what was left out, by reason. An empty table is written too: nothing dropped is a finding."""
+        write_atomic(self.path / "dropped.json", json.dumps(dict(Counter(counts)), indent=1) + "\n")
+
+    def append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append records to ``<name>.jsonl`` and flush them to the disk's cache."""
+        path = self.path / f"{name}.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                for record in records:
+                    file.write(json.dumps(record, ensure_ascii=True) + "\n")
+        except OSError as error:
+            raise ForethinkError(
+                f"{path}: cannot be written ({error.strerror}); free some space and start again with the same "
+                "command: what was finished is kept."
+            ) from None
+
+    def truncate(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep only the records of ``<name>.jsonl`` that ``keep`` accepts (on resume: up to the checkpoint)."""
+        path = self.path / f"{name}.jsonl"
+        if path.exists():
+            kept = [json.dumps(record, ensure_ascii=True) + "\n" for record in read_jsonl(path) if keep(record)]
+            write_atomic(path, "".join(kept))
+
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
+        """Mark the run as done, with its result."""
+        self.record["status"] = "done"
+        if result is not None:
+            self.record["result"] = dict(result)
+        self._save()
+
+
+def _first_difference(old: Any, new: Any, at: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    return f"{at} was {old!r}, now {new!r}"
