@@ -11,13 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from forethink.types import ForethinkError
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, data: Any) -> Any:
+        """TOML has no null: the string "none" stands for it, in files and in overrides alike."""
+        if isinstance(data, dict):
+            return {key: None if value == "none" else value for key, value in data.items()}
+        return data
 
 
 class Corpus(_Section):
@@ -168,7 +176,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
     Args:
         path: a TOML file; None for the defaults alone.
-        overrides: ``key=value`` or ``section.key=value``, later ones win. Values are TOML; ``none`` unsets.
+        overrides: ``key=value`` or ``section.key=value``, later ones win. Values are TOML; ``none`` stands for null.
 
     Raises:
         ForethinkError: the file is absent or no TOML, a key is unknown, or a value has the wrong type.
@@ -191,7 +199,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             table = table.setdefault(section, {})
             if not isinstance(table, dict):
                 raise ForethinkError(f"{override!r}: {section!r} is a value, not a section.")
-        table[last] = None if text == "none" else _value(text)
+        table[last] = _value(text)
     try:
         return Config.model_validate(data)
     except ValidationError as error:

@@ -89,17 +89,17 @@ def _toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value)  # TOML's strings, numbers and booleans are JSON's
+    return json.dumps("none" if value is None else value)  # TOML's strings, numbers and booleans are JSON's
 
 
 def config_toml(config: Config) -> str:
-    """The resolved configuration as TOML. Keys that are None are left out, which reads back as None."""
+    """The resolved configuration as TOML, every key written out; None as the string "none"."""
     data = config.model_dump(mode="json")
     lines = [f"{key} = {_toml_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
     for section, table in data.items():
         if isinstance(table, dict):
             lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml_value(value)}" for key, value in table.items() if value is not None]
+            lines += [f"{key} = {_toml_value(value)}" for key, value in table.items()]
     return "\n".join(lines) + "\n"
 
 
