@@ -6,8 +6,13 @@ a key that forethink sets itself must not appear there.
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import importlib
+import importlib.util
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +22,9 @@ from forethink.types import ForethinkError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -36,8 +43,8 @@ class Corpus(_Section):
     separator: str = "\n\n"
     split: str = "train"  # split of a hub data set
     text_split: str | None = None  # plain text: a regular expression that starts a new document
-    limit: int | None = Field(None, ge=1)  # read at most this many documents
-    min_bytes: int = Field(1, ge=1)  # shorter documents are dropped, and counted
+    limit: int | None = Field(default=None, ge=1)  # read at most this many documents
+    min_bytes: int = Field(default=1, ge=1)  # shorter documents are dropped, and counted
 
 
 class Model(_Section):
@@ -54,12 +61,12 @@ class Score(_Section):
     """Entropy of every position under the proxy."""
 
     proxy: str | None = None  # path, hub id or alias; the policy when absent
-    top_k: int = Field(16, ge=2)
-    window: int = Field(1024, ge=16)  # tokens the proxy sees at once
-    overlap: int = Field(256, ge=1)  # tokens of context repeated at the start of the next window
-    short_context: int = Field(16, ge=1)  # the first positions of a document, marked as short of context
-    batch_tokens: int = Field(8192, ge=16)
-    shard_documents: int = Field(256, ge=1)  # documents per Parquet shard, the unit of resuming
+    top_k: int = Field(default=16, ge=2)
+    window: int = Field(default=1024, ge=16)  # tokens the proxy sees at once
+    overlap: int = Field(default=256, ge=1)  # tokens of context repeated at the start of the next window
+    short_context: int = Field(default=16, ge=1)  # the first positions of a document, marked as short of context
+    batch_tokens: int = Field(default=8192, ge=16)
+    shard_documents: int = Field(default=256, ge=1)  # documents per Parquet shard, the unit of resuming
 
 
 class Problems(_Section):
@@ -68,12 +75,12 @@ class Problems(_Section):
     selector: str = "threshold"  # threshold, top_fraction, band, random, no_think_error or module:function
     threshold: float = 0.5  # nats, renormalised top-k entropy; lower bound for `threshold` and `band`
     upper: float = 3.0  # upper bound for `band`, nats
-    fraction: float = Field(0.2, gt=0, le=1)  # for `top_fraction` and `random`
-    per_document: int | None = Field(16, ge=1)  # problems a document may give; None: no limit
-    min_context: int = Field(16, ge=1)  # tokens before the position
-    max_context: int = Field(400, ge=1)  # contexts are cut to this many tokens, from the left
-    max_target: int = Field(16, ge=1)  # tokens of true continuation kept
-    validation: float = Field(0.0, ge=0, le=1)  # share of documents in the validation split
+    fraction: float = Field(default=0.2, gt=0, le=1)  # for `top_fraction` and `random`
+    per_document: int | None = Field(default=16, ge=1)  # problems a document may give; None: no limit
+    min_context: int = Field(default=16, ge=1)  # tokens before the position
+    max_context: int = Field(default=400, ge=1)  # contexts are cut to this many tokens, from the left
+    max_target: int = Field(default=16, ge=1)  # tokens of true continuation kept
+    validation: float = Field(default=0.0, ge=0, le=1)  # share of documents in the validation split
 
 
 class Template(_Section):
@@ -86,30 +93,32 @@ class Reward(_Section):
     """What an answer is worth."""
 
     name: str = "prefix_match"  # a key of rewards.REWARDS or module:function
-    length_weight: float = Field(0.0, ge=0, le=1)  # w of (1-w)·reward + w·length budget
-    length_budget: int = Field(256, ge=1)  # tokens of completion that the length budget allows
+    length_weight: float = Field(default=0.0, ge=0, le=1)  # w of (1-w)·reward + w·length budget
+    length_budget: int = Field(default=256, ge=1)  # tokens of completion that the length budget allows
 
 
 class Rollout(_Section):
     """How completions are sampled."""
 
     engine: Literal["transformers", "vllm", "scripted"] = "transformers"
-    group: int = Field(8, ge=1)  # completions per problem, G
-    temperature: float = Field(0.8, gt=0)
-    max_tokens: int = Field(64, ge=1)
-    batch: int = Field(128, ge=1)  # completions decoded at once
+    group: int = Field(default=8, ge=1)  # completions per problem, G
+    temperature: float = Field(default=0.8, gt=0)
+    max_tokens: int = Field(default=64, ge=1)
+    batch: int = Field(default=128, ge=1)  # completions decoded at once
 
 
 class Warmup(_Section):
     """Supervised training on thoughts made of the policy's own next-token candidates."""
 
-    skip_box_rate: float = Field(0.9, ge=0, le=1)  # skipped where the untrained policy boxes at least this share
-    examples: int = Field(12000, ge=1)
-    learning_rate: float = Field(1e-4, gt=0)
-    batch: int = Field(64, ge=1)  # examples a step
-    candidates: int = Field(3, ge=1)  # hypotheses listed in a thought
-    probe_every: int = Field(25, ge=1)  # steps between probes on held-out positions
-    probe_positions: int = Field(64, ge=1)
+    skip_box_rate: float = Field(
+        default=0.9, ge=0, le=1
+    )  # skipped where the untrained policy boxes at least this share
+    examples: int = Field(default=12000, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch: int = Field(default=64, ge=1)  # examples a step
+    candidates: int = Field(default=3, ge=1)  # hypotheses listed in a thought
+    probe_every: int = Field(default=25, ge=1)  # steps between probes on held-out positions
+    probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time
 
 
@@ -117,21 +126,21 @@ class Train(_Section):
     """GRPO."""
 
     start: str | None = None  # a model folder; the run's warm start when there is one, else the policy
-    steps: int = Field(100, ge=1)
-    problems: int = Field(16, ge=1)  # problems a step, over all processes
-    learning_rate: float = Field(1e-6, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(0.2, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0)
+    steps: int = Field(default=100, ge=1)
+    problems: int = Field(default=16, ge=1)  # problems a step, over all processes
+    learning_rate: float = Field(default=1e-6, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=0.2, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     precision: Literal["bf16", "fp32", "pure_bf16"] = "bf16"  # bf16: fp32 master weights under autocast
-    micro_batch: int = Field(4, ge=1)  # problems per backward pass
+    micro_batch: int = Field(default=4, ge=1)  # problems per backward pass
     dynamic_sampling_from: int | None = 0  # step from which degenerate groups are refilled; None: never
-    refill: int = Field(2, ge=0)  # at most this many extra batches of problems a step
-    ntp_weight: float = Field(0.0, ge=0)  # λ of λ·NTP on the context tokens
-    lora_rank: int = Field(0, ge=0)  # 0: full weights
-    save_every: int = Field(25, ge=1)
-    degenerate_alarm: float = Field(0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
+    refill: int = Field(default=2, ge=0)  # at most this many extra batches of problems a step
+    ntp_weight: float = Field(default=0.0, ge=0)  # λ of λ·NTP on the context tokens
+    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
+    save_every: int = Field(default=25, ge=1)
+    degenerate_alarm: float = Field(default=0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
 
 
 class Eval(_Section):
@@ -139,10 +148,10 @@ class Eval(_Section):
 
     problems: str | None = None  # a problems folder; the run's own validation split when absent
     base: str | None = None  # the model whose entropy sets the difficulty; the policy before training
-    positions: int = Field(500, ge=1)
-    samples: int = Field(1, ge=1)  # completions a position, for pass@1 and pass@k
+    positions: int = Field(default=500, ge=1)
+    samples: int = Field(default=1, ge=1)  # completions a position, for pass@1 and pass@k
     thresholds: tuple[float, ...] = (0.5, 1.0, 1.5)  # easy, medium, hard; nats
-    bootstrap: int = Field(2000, ge=100)
+    bootstrap: int = Field(default=2000, ge=100)
 
 
 class Config(_Section):
@@ -166,9 +175,10 @@ class Config(_Section):
 def _value(text: str) -> Any:
     """Read an override's value as TOML; what TOML does not know is a plain string (paths, names)."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, datetime.date | datetime.time) else value  # run=2030-01-31 names a folder
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -187,6 +197,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ForethinkError(f"{path}: no such recipe; name an existing TOML file with --config.") from None
+        except OSError as error:
+            raise ForethinkError(f"{path}: cannot be read ({error.strerror}); name a TOML file.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ForethinkError(f"{path}: not a TOML file ({error}); mend that line.") from None
     for override in overrides:
@@ -209,3 +221,49 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if first["type"] == "extra_forbidden":
             raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
         raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """A user's own reward, template or selector by name.
+
+    Args:
+        spec: ``module:function`` for something importable, or ``path/to/file.py:function``.
+
+    Raises:
+        ForethinkError: the file, the module or the function is absent, or the code fails while it is imported.
+    """
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise ForethinkError(f"{spec!r}: name a function as module:function or path/to/file.py:function.")
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except ForethinkError:
+        raise
+    except ModuleNotFoundError as error:
+        raise ForethinkError(
+            f"{spec!r}: there is no module {error.name!r}; install it, or name a file as path/to/file.py:function."
+        ) from None
+    except Exception as error:  # whatever the user's code raises
+        raise ForethinkError(
+            f"{spec!r}: {place} fails on import ({type(error).__name__}: {error}); mend it."
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ForethinkError(f"{spec!r}: {place} has no function {name!r}; mend the name.")
+    return function
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise ForethinkError(f"{path}: no such file; name an existing one as path/to/file.py:function.")
+    name = f"forethink_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None  # always so for a .py file
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickling look a function's module up there
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

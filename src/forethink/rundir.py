@@ -14,13 +14,16 @@ Writing is atomic (a temporary file, then a rename), so a run killed at any mome
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
+import re
+import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,18 +43,17 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     Raises:
         ForethinkError: the disk is full or the folder cannot be written.
     """
-    handle = None
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}"  # hidden: no reader takes it for a file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, handle = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(fd, "wb") as file:
+        with open(temporary, "xb") as file:  # not mkstemp, whose files nobody else may read
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(handle, path)
+        os.replace(temporary, path)
     except OSError as error:
-        if handle is not None and os.path.exists(handle):
-            os.unlink(handle)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ForethinkError(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another folder with run=…, "
             "then start again with the same command: what was finished is kept."
@@ -65,8 +67,9 @@ def hash_file(path: Path) -> str:
 
 
 def hash_inputs(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of every file directly or deeper inside a folder, keyed by path."""
+    """SHA-256 of a file, or of every file directly or deeper inside a folder (hidden ones apart), keyed by path."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [f for f in files if f == path or not any(part.startswith(".") for part in f.relative_to(path).parts)]
     return {str(file): hash_file(file) for file in files}
 
 
@@ -86,10 +89,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps("none" if value is None else value)  # TOML's strings, numbers and booleans are JSON's
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan, as TOML spells them
+    text = json.dumps("none" if value is None else value, ensure_ascii=False)  # else TOML's values are JSON's,
+    return text.replace("\x7f", "\\u007f")  # but TOML knows no surrogate pairs and no raw DEL
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def config_toml(config: Config) -> str:
@@ -99,14 +109,16 @@ def config_toml(config: Config) -> str:
     for section, table in data.items():
         if isinstance(table, dict):
             lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml_value(value)}" for key, value in table.items()]
+            lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
     return "\n".join(lines) + "\n"
 
 
 def _git_sha() -> str | None:
     here = Path(__file__).parent
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() or None
@@ -166,16 +178,22 @@ class RunDir:
         }
         self._before = 0.0
         self._continue_or_refuse()
-        write_atomic(self.path / "config.toml", config_toml(config))
-        self._save()
+        if not self.done:
+            self._save()  # first: a folder is known by its run.json
+            write_atomic(self.path / "config.toml", config_toml(config))
 
     def _continue_or_refuse(self) -> None:
         old_path = self.path / "run.json"
         if not old_path.exists():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.exists() and (not self.path.is_dir() or self._contents()):
                 raise ForethinkError(f"{self.path}: not empty and no run folder; choose another with run=….")
             return
-        old = json.loads(old_path.read_text(encoding="utf-8"))
+        try:
+            old = json.loads(old_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ForethinkError(f"{old_path}: cannot be read ({error}); choose another folder with run=….") from None
+        if old.get("status") != "done" and self._contents() <= {"run.json", "config.toml", "dropped.json"}:
+            return  # it ended before it made anything: there is nothing to mix up, so the configuration may change
         for part in ("settings", "inputs"):
             # Inputs are compared by content: a moved or renamed file is still the same input.
             ours, theirs = self.record[part], old.get(part)
@@ -187,11 +205,17 @@ class RunDir:
                     "run=…, or remove this one."
                 )
         self._before = float(old.get("seconds", 0.0))
-        for key in ("created", "warnings", "status", "result"):
+        if old.get("status") == "done":
+            self.record = old  # the record says what made the results, not who looked at them later
+            return
+        for key in ("created", "warnings"):
             if key in old:
                 self.record[key] = old[key]
-        if self.record["status"] != "done":
-            self.record["resumed"] = int(old.get("resumed", 0)) + 1
+        self.record["resumed"] = int(old.get("resumed", 0)) + 1
+
+    def _contents(self) -> set[str]:
+        """Names of the folder's files, less hidden ones: a killed writer may leave its temporary file."""
+        return {path.name for path in self.path.iterdir() if not path.name.startswith(".")}
 
     def _save(self) -> None:
         self.record["seconds"] = round(self._before + time.monotonic() - self._started, 3)
@@ -217,6 +241,7 @@ class RunDir:
         """Append records to ``<name>.jsonl`` and flush them to the disk's cache."""
         path = self.path / f"{name}.jsonl"
         try:
+            _cut_torn_line(path)
             with open(path, "a", encoding="utf-8") as file:
                 for record in records:
                     file.write(json.dumps(record, ensure_ascii=True) + "\n")
@@ -239,6 +264,17 @@ class RunDir:
         if result is not None:
             self.record["result"] = dict(result)
         self._save()
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut a last line without its end, which a killed writer left: the next record must not be glued to it."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with open(path, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            file.truncate(sum(len(line) for line in file.readlines() if line.endswith(b"\n")))
 
 
 def _first_difference(old: Any, new: Any, at: str = "") -> str:

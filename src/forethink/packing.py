@@ -1,0 +1,302 @@
+"""Exact forward passes that pay for every shared prefix once.
+
+The G completions of a group share a prompt, and the prompts of one document share its text. Written one under
+another, a batch repeats those tokens again and again. Here the sequences of a batch are merged into a *prefix tree*:
+each distinct prefix is one token of one packed row, which attends to its own ancestors and to nothing else, at the
+position it has in its sequence. A causal decoder gives every token of the tree exactly the hidden state it has in the
+separate sequences, so log-probabilities and gradients are the same up to rounding, at a cost of
+``P + G·R`` tokens instead of ``G·(P + R)``.
+
+It asks of the model only what every Hugging Face decoder takes: a four-dimensional attention mask and position ids.
+Sliding-window layers get the mask cut to their window. `check_packing` compares with the plain path on first use;
+where a model's attention ignores such masks (linear attention, some flash kernels) the plain path is taken.
+
+The language-model head runs only on tokens whose successor is asked for, in chunks, recomputed in the backward pass:
+logits of [tokens × vocabulary] never exist as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+HEAD_CHUNK = 512  # rows of logits in memory at once
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A prefix tree laid out in one row of N tokens.
+
+    Attributes:
+        ids_t: token ids, int64 [N].
+        positions_t: position of each token in its sequences, int64 [N].
+        visible: bool [N, N]; ``visible[i, j]`` where j is i or an ancestor of i.
+        sources: int64 [M], the packed index of the token before each asked-for token.
+        targets: int64 [M], the asked-for token ids.
+        members: which sequences lie in this pack, by their number in the batch.
+        spans: for each member, its half-open range in ``sources`` and ``targets``.
+        unpacked: number of tokens the sequences hold when written out one by one.
+    """
+
+    ids_t: Tensor
+    positions_t: Tensor
+    visible: Tensor
+    sources: Tensor
+    targets: Tensor
+    members: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    unpacked: int
+
+    def to(self, device: torch.device | str) -> Pack:
+        """The same pack on another device."""
+        if self.ids_t.device == torch.device(device):
+            return self
+        tensors = (t.to(device) for t in (self.ids_t, self.positions_t, self.visible, self.sources, self.targets))
+        return Pack(*tensors, self.members, self.spans, self.unpacked)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    for i in range(n):
+        if a[i] != b[i]:
+            return i
+    return n
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], starts: Sequence[int], max_tokens: int = 4096, share: bool = True
+) -> list[Pack]:
+    """Merge sequences into prefix trees of at most ``max_tokens`` tokens (a longer sequence gets its own).
+
+    Args:
+        sequences: token ids, one list a sequence.
+        starts: for each sequence, the index of the first token whose log-probability is asked for (≥ 1).
+        max_tokens: size at which a tree is closed and a new one begun.
+        share: False gives every sequence a tree of its own: the plain path, for checks and as fallback.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))  # neighbours share the most
+    packs: list[Pack] = []
+    tree = _Tree()
+    for number in order:
+        sequence = sequences[number]
+        if not 1 <= starts[number] < len(sequence):
+            raise ValueError(f"sequence {number}: start {starts[number]} outside 1 … {len(sequence) - 1}")
+        fresh = len(sequence) - _common_prefix(sequence, tree.last)
+        if tree.members and (not share or len(tree.ids) + fresh > max_tokens):
+            packs.append(tree.close())
+            tree = _Tree()
+        tree.add(number, sequence, starts[number])
+    if tree.members:
+        packs.append(tree.close())
+    return packs
+
+
+class _Tree:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.blocks: list[tuple[int, int, list[int]]] = []  # first and past-last new token, ancestors of the first
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.members: list[int] = []
+        self.spans: list[tuple[int, int]] = []
+        self.last: Sequence[int] = ()
+        self.path: list[int] = []
+        self.unpacked = 0
+
+    def add(self, number: int, sequence: Sequence[int], start: int) -> None:
+        shared = _common_prefix(sequence, self.last)
+        first = len(self.ids)
+        self.path = self.path[:shared] + list(range(first, first + len(sequence) - shared))
+        self.ids.extend(sequence[shared:])
+        self.positions.extend(range(shared, len(sequence)))
+        self.blocks.append((first, len(self.ids), self.path[:shared]))
+        begin = len(self.sources)
+        self.sources.extend(self.path[start - 1 : -1])
+        self.targets.extend(sequence[start:])
+        self.members.append(number)
+        self.spans.append((begin, len(self.sources)))
+        self.last = sequence
+        self.unpacked += len(sequence)
+
+    def close(self) -> Pack:
+        n = len(self.ids)
+        visible = torch.zeros(n, n, dtype=torch.bool)
+        for first, past, ancestors in self.blocks:
+            visible[first:past, first:past] = torch.ones(past - first, past - first, dtype=torch.bool).tril_()
+            if ancestors:
+                visible[first:past, torch.tensor(ancestors)] = True
+        tensor = torch.tensor
+        return Pack(
+            tensor(self.ids), tensor(self.positions), visible, tensor(self.sources), tensor(self.targets),
+            tuple(self.members), tuple(self.spans), self.unpacked,
+        )  # fmt: skip
+
+
+def attention_mask(config: Any, pack: Pack, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The four-dimensional mask [1, 1, N, N] of a pack, or one a kind of layer for models that mix windows."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = set(getattr(text, "layer_types", None) or ())
+
+    def shaped(visible: Tensor) -> Tensor:
+        if getattr(config, "_attn_implementation", "sdpa") == "eager":
+            return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+        return visible[None, None]
+
+    full = shaped(pack.visible)
+    if window is None:
+        return full
+    distance = pack.positions_t[:, None] - pack.positions_t[None, :]
+    sliding = shaped(pack.visible & (distance < window))
+    if kinds:
+        return {"full_attention": full, "sliding_attention": sliding}
+    return sliding
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """log p(target) and entropy of one chunk of rows, keeping hidden states instead of logits for the backward pass.
+
+    The softmax kernel is the one pass over the vocabulary that is fused and vectorised on CPU and GPU alike, so
+    everything is derived from it: with p* the largest probability and z* its logit, the normaliser is z* − log p*,
+    which cannot underflow, and d log p(target) / d logits = onehot(target) − p.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, config: Any
+    ) -> tuple[Tensor, Tensor]:
+        logits = _logits(hidden, weight, bias, temperature, config)
+        probabilities = torch.softmax(logits, -1)
+        top = logits.argmax(-1, keepdim=True)
+        normaliser = (logits.gather(-1, top) - probabilities.gather(-1, top).log())[:, 0]
+        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
+        entropies = normaliser - torch.linalg.vecdot(probabilities, logits)
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.config = temperature, config
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        upstream = gradients[0][:, None]
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        capped = getattr(ctx.config.get_text_config(), "final_logit_softcapping", None)
+        with torch.no_grad():
+            logits = _logits(hidden, weight, bias, ctx.temperature, ctx.config)
+            slope = torch.softmax(logits, -1).mul_(-upstream)
+            slope.scatter_add_(-1, targets[:, None], upstream)
+            if capped is not None:  # d (cap · tanh(z / cap)) / dz = 1 − tanh²
+                slope.mul_(1 - (logits * ctx.temperature / capped).square_())
+            slope = slope.mul_(_logit_factor(ctx.config) / ctx.temperature).to(hidden.dtype)
+            d_hidden = slope @ weight.to(hidden.dtype) if needs_hidden else None
+            d_weight = (slope.T @ hidden).to(weight.dtype) if needs_weight else None
+            d_bias = slope.sum(0).to(bias.dtype) if bias is not None and needs_bias else None
+        return d_hidden, d_weight, d_bias, None, None, None
+
+
+def _logit_factor(config: Any) -> float:
+    text = config.get_text_config()
+    factor = 1.0 if getattr(text, "logit_scale", None) is None else float(text.logit_scale)
+    return factor if getattr(text, "logits_scaling", None) is None else factor / float(text.logits_scaling)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, config: Any) -> Tensor:
+    """Logits over the temperature in fp32, with what Cohere and Granite (a scale) and Gemma (a soft cap) do to them."""
+    logits = torch.nn.functional.linear(
+        hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+    ).float()
+    factor = _logit_factor(config) / temperature
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    if cap is not None:
+        return logits.mul_(_logit_factor(config) / cap).tanh_().mul_(cap / temperature)
+    return logits if factor == 1 else logits.mul_(factor)
+
+
+def head_logprobs(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of ``targets`` [M] and (detached) entropies in nats [M] from hidden states [M, D], both fp32.
+
+    Only `HEAD_CHUNK` rows of logits exist at once; the backward pass recomputes them. Under autocast the product
+    runs in the autocast type, the softmax always in fp32.
+    """
+    head = model.get_output_embeddings()
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    bias = getattr(head, "bias", None)
+    pieces = []
+    with torch.autocast(kind, enabled=False):
+        # One cast for all chunks, inside the graph: its backward adds the chunks' gradients to the master weight.
+        weight = head.weight.to(hidden.dtype)
+        for begin in range(0, len(targets), HEAD_CHUNK):
+            rows = slice(begin, begin + HEAD_CHUNK)
+            pieces.append(_HeadLogprobs.apply(hidden[rows], weight, bias, targets[rows], temperature, model.config))
+    if not pieces:
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    logprobs, entropies = zip(*pieces, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def forward_pack(model: PreTrainedModel, pack: Pack, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of a pack's M asked-for tokens at a temperature, both fp32 [M]."""
+    pack = pack.to(model.device)
+    hidden = body_states(model, pack)
+    return head_logprobs(model, hidden[pack.sources], pack.targets, temperature)
+
+
+def body_states(model: PreTrainedModel, pack: Pack) -> Tensor:
+    """Hidden states after the last norm of every packed token, [N, D]."""
+    output = model.base_model(
+        input_ids=pack.ids_t[None],
+        attention_mask=attention_mask(model.config, pack, model.dtype),
+        position_ids=pack.positions_t[None],
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+def sequence_logprobs(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    temperature: float = 1.0,
+    max_tokens: int = 4096,
+    share: bool = True,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (sequence number, log-probabilities [R], entropies [R]), pack by pack; see `pack` for the arguments."""
+    for one in pack(sequences, starts, max_tokens, share):
+        logprobs, entropies = forward_pack(model, one, temperature)
+        for member, (begin, end) in zip(one.members, one.spans, strict=True):
+            yield member, logprobs[begin:end], entropies[begin:end]
+
+
+@torch.no_grad()
+def check_packing(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], tolerance: float
+) -> str | None:
+    """Compare the tree with the model's own logits, sequence by sequence.
+
+    Returns:
+        None where every log-probability agrees within ``tolerance``, else one sentence that says what differs.
+    """
+    try:
+        packed = {number: logprobs for number, logprobs, _ in sequence_logprobs(model, sequences, starts)}
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return f"{type(model).__name__} does not take a four-dimensional attention mask ({error})"
+    worst = 0.0
+    for number, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        ids = torch.tensor([list(sequence)], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1].float()
+        plain = logits.log_softmax(-1).gather(-1, ids[0, start:, None])[:, 0]
+        worst = max(worst, float((plain - packed[number]).abs().max()))
+    if worst <= tolerance:
+        return None
+    return f"{type(model).__name__}'s log-probabilities differ by {worst:.2g} between packed and plain sequences"

@@ -1,0 +1,293 @@
+"""Decoding many groups at once with every prompt's keys and values held once.
+
+A group's G completions share their prompt. While they are decoded, the queries of all G (times the query heads of a
+key-value head) meet the prompt's keys in one product, and each completion meets its own keys besides. Both parts
+return the logarithm of their softmax denominator, which merges them exactly:
+``out = w·own + (1-w)·prompt`` with ``w = sigmoid(lse_own - lse_prompt)``.
+
+It reaches the model through the attention interface of transformers and a cache object: no model is patched. The
+cache hands itself to the attention function as an attribute of the key tensor that it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, Cache
+
+NAME = "forethink_groups"
+_TAG = "_forethink_groups"
+_HIDDEN = -1e30  # a score no softmax sees, finite so that a fully hidden prompt gives no NaN
+_FIRST_CAPACITY = 64
+# What attention functions are handed beside the arguments below and may pass over without changing the result.
+_HARMLESS = frozenset(
+    {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
+     "cache_position", "return_dict", "num_items_in_batch", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+     "max_length_k"}
+)  # fmt: skip
+
+
+class UnsupportedAttention(Exception):
+    """The model's attention does something this path does not know. The message says what."""
+
+
+class PromptCache(Cache):
+    """Collects the keys and values of one packed row of prompts, a pair a layer, each [1, heads, tokens, width]."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if layer_idx in self.pairs:
+            raise UnsupportedAttention(f"layer {layer_idx} writes its cache twice")
+        self.pairs[layer_idx] = (key_states, value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prefilled prompts: keys and values by layer, one [heads, tokens, width] pair a prompt."""
+
+    lengths: list[int]
+    pairs: dict[int, list[tuple[Tensor, Tensor]]]
+
+
+class _Layer:
+    """One layer's keys and values: prompts [N, heads, P, width], completions [R, heads, capacity, width]."""
+
+    def __init__(self, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor) -> None:
+        self.prompt_k, self.prompt_v, self.own_k, self.own_v = prompt_k, prompt_v, own_k, own_v
+
+
+class GroupCache(Cache):
+    """Keys and values of N groups and their R live completions, for decoding one token of each at a time.
+
+    All completions of a group have the same number of own tokens (they start together). A completion is a row; its
+    place among the queries of its group is its *slot*.
+    """
+
+    def __init__(self, device: torch.device, windows: dict[int, int | None]) -> None:
+        super().__init__(layers=[])
+        self.device = device
+        self.windows = windows  # layer → sliding window, from the configuration
+        self.by_layer: dict[int, _Layer] = {}
+        self.lengths: list[int] = []  # prompt tokens, by group
+        self.steps: list[int] = []  # own tokens already in the cache, by group
+        self.group_of: list[int] = []  # by row
+        self._forget()
+
+    def _forget(self) -> None:
+        self._masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of every row's next token: the prompt's length plus its own tokens so far."""
+        return [self.lengths[n] + self.steps[n] for n in self.group_of]
+
+    def arrange(self, keep: Sequence[int], fresh: Prompts | None, group: int) -> None:
+        """Keep some rows, drop the rest with the groups that end empty, and add prompts with ``group`` rows each."""
+        alive = sorted({self.group_of[row] for row in keep})
+        renumber = {old: new for new, old in enumerate(alive)}
+        new_lengths = fresh.lengths if fresh else []
+        kept_groups = torch.tensor(alive, dtype=torch.long, device=self.device)
+        rows = torch.tensor(list(keep), dtype=torch.long, device=self.device)
+        added = len(new_lengths) * group
+        lengths = [self.lengths[n] for n in alive] + new_lengths
+        steps = [self.steps[n] for n in alive] + [0] * len(new_lengths)
+        capacity = max([_FIRST_CAPACITY, *[2 ** (step).bit_length() for step in steps]])
+        for index in self.by_layer if self.by_layer else (fresh.pairs if fresh else ()):
+            layer, pairs = self.by_layer.get(index), fresh.pairs[index] if fresh else []
+            self.by_layer[index] = _Layer(
+                *(_merge_prompts(layer, pairs, part, kept_groups, max(lengths, default=0)) for part in (0, 1)),
+                *(_merge_rows(layer, pairs, part, rows, added, capacity) for part in (0, 1)),
+            )
+        base = len(alive)
+        self.group_of = [renumber[self.group_of[row]] for row in keep]
+        self.group_of += [base + n for n in range(len(new_lengths)) for _ in range(group)]
+        self.lengths, self.steps = lengths, steps
+        self._plan()
+
+    def _plan(self) -> None:
+        counts = [0] * len(self.lengths)
+        places = []
+        for n in self.group_of:
+            places.append((n, counts[n]))
+            counts[n] += 1
+        self.widest = max(counts, default=0)
+        slots = [n * self.widest + j for n, j in places]
+        full = slots == list(range(len(self.lengths) * self.widest))
+        self.slots = None if full else torch.tensor(slots, dtype=torch.long, device=self.device)
+        self.rows = torch.arange(len(slots), device=self.device)
+        self._forget()
+
+    def begin(self) -> Tensor:
+        """Make room for one more token of every row. Returns the position of each, int64 [R, 1]."""
+        longest = max(self.steps)
+        self.uniform = longest if min(self.steps) == longest else None
+        step_r = [self.steps[n] for n in self.group_of]
+        self.step_r = torch.tensor(step_r, device=self.device)
+        self.used = longest + 1
+        for layer in self.by_layer.values():
+            if layer.own_k.shape[2] < self.used:
+                layer.own_k, layer.own_v = _grow(layer.own_k), _grow(layer.own_v)
+        self._forget()
+        return torch.tensor(self.positions, device=self.device)[:, None]
+
+    def end(self) -> None:
+        """Count the token just written."""
+        self.steps = [step + 1 for step in self.steps]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer = self.by_layer[layer_idx]
+        if self.uniform is not None:
+            layer.own_k[:, :, self.uniform] = key_states[:, :, 0]
+            layer.own_v[:, :, self.uniform] = value_states[:, :, 0]
+        else:
+            layer.own_k[self.rows, :, self.step_r] = key_states[:, :, 0]
+            layer.own_v[self.rows, :, self.step_r] = value_states[:, :, 0]
+        setattr(key_states, _TAG, (self, layer_idx))
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max((p + s for p, s in zip(self.lengths, self.steps, strict=True)), default=0)
+
+    def masks(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Additive masks of this step: prompts [N, 1, 1, P] and own tokens [R, 1, 1, used]; None hides nothing."""
+        if window not in self._masks:
+            self._masks[window] = self._make_masks(window, dtype)
+        return self._masks[window]
+
+    def _make_masks(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        lengths, steps = (torch.tensor(x, device=self.device)[:, None] for x in (self.lengths, self.steps))
+        places = torch.arange(max(self.lengths), device=self.device)
+        prompt = places >= lengths
+        places = torch.arange(self.used, device=self.device)
+        own = places > self.step_r[:, None]
+        if window is not None:
+            # A query at position q sees the keys at q-window+1 … q.
+            prompt |= torch.arange(prompt.shape[1], device=self.device) <= lengths + steps - window
+            own |= places <= self.step_r[:, None] - window
+        return _additive(prompt, dtype), _additive(own, dtype)
+
+    def attend(
+        self, layer_idx: int, query: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        """Attention of one token a row, [R, query heads, 1, width] → [R, 1, query heads, width]."""
+        layer = self.by_layer[layer_idx]
+        mask_p, mask_o = self.masks(window, query.dtype)
+        r, heads, _, width = query.shape
+        kv = layer.own_k.shape[1]
+        rep = heads // kv
+        query = query.reshape(r, kv, rep, width)
+        own, own_lse = _attention(
+            query, layer.own_k[:, :, : self.used], layer.own_v[:, :, : self.used], mask_o, scaling, softcap
+        )
+        n, g = len(self.lengths), self.widest
+        if self.slots is not None:
+            query = query.new_zeros(n * g, kv, rep, width).index_copy_(0, self.slots, query)
+        grouped = query.view(n, g, kv, rep, width).transpose(1, 2).reshape(n, kv, g * rep, width)
+        prompt, prompt_lse = _attention(grouped, layer.prompt_k, layer.prompt_v, mask_p, scaling, softcap)
+        prompt = prompt.unflatten(2, (g, rep)).transpose(1, 2).reshape(n * g, kv, rep, -1)
+        prompt_lse = prompt_lse.unflatten(2, (g, rep)).transpose(1, 2).reshape(n * g, kv, rep)
+        if self.slots is not None:
+            prompt, prompt_lse = prompt[self.slots], prompt_lse[self.slots]
+        weight = torch.sigmoid(own_lse - prompt_lse).to(own.dtype)[..., None]
+        return torch.lerp(prompt, own, weight).reshape(r, 1, heads, -1)
+
+
+def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if not bool(hidden.any()):
+        return None
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, _HIDDEN)[:, None, None]
+
+
+def _grow(own: Tensor) -> Tensor:
+    return torch.cat([own, torch.zeros_like(own)], dim=2)
+
+
+def _merge_prompts(
+    layer: _Layer | None, pairs: list[tuple[Tensor, Tensor]], part: int, kept: Tensor, longest: int
+) -> Tensor:
+    old = None if layer is None else (layer.prompt_k, layer.prompt_v)[part]
+    like = pairs[0][part] if old is None else old[0]
+    merged = like.new_zeros(len(kept) + len(pairs), like.shape[0], longest, like.shape[2])
+    if old is not None and len(kept):
+        length = min(longest, old.shape[2])
+        merged[: len(kept), :, :length] = old[kept, :, :length]
+    for n, pair in enumerate(pairs, len(kept)):
+        merged[n, :, : pair[part].shape[1]] = pair[part]
+    return merged
+
+
+def _merge_rows(
+    layer: _Layer | None, pairs: list[tuple[Tensor, Tensor]], part: int, kept: Tensor, added: int, capacity: int
+) -> Tensor:
+    old = None if layer is None else (layer.own_k, layer.own_v)[part]
+    like = pairs[0][part] if old is None else old[0]
+    merged = like.new_zeros(len(kept) + added, like.shape[0], capacity, like.shape[2])
+    if old is not None and len(kept):
+        length = min(capacity, old.shape[2])
+        merged[: len(kept), :, :length] = old[kept, :, :length]
+    return merged
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention with the fp32 log of its denominator: [b, h, q, width] and [b, h, q]."""
+    if query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return flash(query, key, value, attn_mask=mask, scale=scaling)
+    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores + mask
+    lse = torch.logsumexp(scores, -1)
+    return torch.exp(scores - lse[..., None]).to(value.dtype) @ value, lse
+
+
+def group_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function registered with transformers; works on a `GroupCache` alone.
+
+    Raises:
+        UnsupportedAttention: no group cache behind the keys, or an argument whose meaning is unknown here.
+    """
+    tagged: tuple[GroupCache, int] | None = getattr(key, _TAG, None)
+    if tagged is None:
+        raise UnsupportedAttention("its keys do not come straight from the cache")
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]
+    if unknown:
+        raise UnsupportedAttention(f"its attention takes {', '.join(sorted(unknown))}")
+    cache, layer_idx = tagged
+    expected = cache.windows.get(layer_idx)
+    if sliding_window != expected:
+        raise UnsupportedAttention(f"layer {layer_idx} asks for a window of {sliding_window}, not {expected}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return cache.attend(layer_idx, query, scaling, sliding_window, softcap), None
+
+
+AttentionInterface.register(NAME, group_attention)

@@ -1,0 +1,179 @@
+"""Two ways to decode rows of completions: groups against one copy of their prompt, and the plain one.
+
+Both speak the same small language. ``arrange(keep, prompts, group)`` keeps some rows, drops the others, and adds
+``group`` rows for every new prompt behind them; it returns the logits that follow each new prompt. ``step(tokens)``
+feeds every row its newest token and returns the logits that follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from forethink.packing import attention_mask, pack
+from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts, UnsupportedAttention
+
+PREFILL_TOKENS = 512  # unrelated prompts of one packed row see each other only as masked-out work: keep it short
+
+
+class Decoder(Protocol):
+    """What the engine asks of a way to decode."""
+
+    groups: int | None  # groups it can hold at once; None: any number
+
+    def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
+        """Logits [N, V] that follow each of the N new prompts."""
+        ...
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [R, V] that follow the rows' tokens, int64 [R]."""
+        ...
+
+
+def layer_windows(model: PreTrainedModel) -> dict[int, int | None]:
+    """The sliding window of every layer, from the configuration.
+
+    Raises:
+        UnsupportedAttention: a kind of layer that is neither full nor sliding-window attention.
+    """
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    other = set(kinds) - {"full_attention", "sliding_attention"}
+    if other:
+        raise UnsupportedAttention(f"it has layers of {', '.join(sorted(other))}")
+    return {index: window if kind == "sliding_attention" else None for index, kind in enumerate(kinds)}
+
+
+@contextlib.contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(name)
+    if model.config.get_text_config()._attn_implementation != name:
+        raise UnsupportedAttention("its attention cannot be chosen")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+class GroupDecoder:
+    """Every distinct prefix of the prompts is computed once, every prompt is held once; see `attention`."""
+
+    groups: int | None = None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.cache = GroupCache(model.device, layer_windows(model))
+
+    def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
+        if not prompts:
+            self.cache.arrange(keep, None, group)
+            return torch.empty(0, device=self.model.device)
+        prefilled, logits = self._prefill(prompts)
+        self.cache.arrange(keep, prefilled, group)
+        return logits
+
+    def _prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prompts, Tensor]:
+        # A tree's sources are the nodes before each asked-for token: with one token more, that is the whole prompt.
+        sequences = [[*prompt, 0] for prompt in prompts]
+        last: list[Tensor] = [torch.empty(0)] * len(prompts)
+        pairs: dict[int, list[Any]] = {}
+        for one in pack(sequences, [1] * len(sequences), PREFILL_TOKENS):
+            tree = one.to(self.model.device)
+            paths = [tree.sources[begin:end] for begin, end in tree.spans]
+            ends = torch.stack([path[-1] for path in paths])
+            cache = PromptCache()
+            logits = self.model(
+                input_ids=tree.ids_t[None],
+                attention_mask=attention_mask(self.model.config, tree, self.model.dtype),
+                position_ids=tree.positions_t[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=ends,
+            ).logits[0]
+            if not cache.pairs:
+                raise UnsupportedAttention("it does not use the cache it is given")
+            logits = logits if len(logits) == len(ends) else logits[ends]  # where it knows no logits_to_keep
+            for member, path, logits_v in zip(tree.members, paths, logits, strict=True):
+                last[member] = logits_v
+                for layer, (key, value) in cache.pairs.items():
+                    pairs.setdefault(layer, [None] * len(prompts))[member] = (key[0, :, path], value[0, :, path])
+        return Prompts([len(prompt) for prompt in prompts], pairs), torch.stack(last)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        positions = self.cache.begin()
+        with _attention(self.model, NAME):
+            logits: Tensor = self.model(
+                input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
+            ).logits[:, -1]
+        self.cache.end()
+        return logits
+
+
+class PlainDecoder:
+    """One group after another on the model's own cache, expanded to the group: slow, and right for every model."""
+
+    groups: int | None = 1
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.cache: Any = None
+        self.position = 0
+
+    def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
+        if keep:
+            assert not prompts  # one group at a time
+            self.cache.batch_select_indices(torch.tensor(list(keep), device=self.model.device))
+        if not prompts:
+            return torch.empty(0, device=self.model.device)
+        (prompt,) = prompts
+        output = self.model(input_ids=torch.tensor([list(prompt)], device=self.model.device), use_cache=True)
+        self.cache, self.position = output.past_key_values, len(prompt)
+        self.cache.batch_repeat_interleave(group)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        positions = torch.full_like(tokens, self.position)[:, None]
+        output = self.model(
+            input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
+        )
+        self.position += 1
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+@torch.no_grad()
+def check_groups(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> str | None:
+    """Compare two decoding steps of the longest and the shortest prompt with the model's own plain pass.
+
+    Returns:
+        None where the logits agree to rounding, else one sentence that says why groups cannot be decoded together.
+    """
+    chosen = [list(max(prompts, key=len)), list(min(prompts, key=len))]
+    group = 2
+    sequences = [prompt for prompt in chosen for _ in range(group)]
+    try:
+        decoder = GroupDecoder(model)
+        logits = decoder.arrange([], chosen, group).repeat_interleave(group, 0)
+        for _ in range(2):
+            top = logits.topk(group, -1).indices  # rows of a group part ways: one takes the best, one the second
+            tokens = top.gather(-1, torch.arange(group, device=top.device).repeat(len(chosen))[:, None])[:, 0]
+            sequences = [[*sequence, token] for sequence, token in zip(sequences, tokens.tolist(), strict=True)]
+            logits = decoder.step(tokens)
+    except (UnsupportedAttention, TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        return f"{type(model).__name__} cannot decode groups against one copy of their prompt ({error})"
+    for row, sequence in enumerate(sequences):
+        ids = torch.tensor([sequence], device=model.device)
+        plain = model(input_ids=ids, use_cache=False).logits[0, -1].double()
+        plain, ours = plain - plain.mean(), logits[row].double() - logits[row].double().mean()
+        error_size = float((plain - ours).norm() / plain.norm())
+        if not error_size <= (1e-3 if model.dtype == torch.float32 else 0.05):
+            return f"{type(model).__name__}'s logits differ by {error_size:.1%} when groups share one prompt"
+    return None

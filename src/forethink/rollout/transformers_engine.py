@@ -1,0 +1,278 @@
+"""Sampling with a transformers model in this process: all groups of a batch together, prompts computed once."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forethink.rollout.decoders import Decoder, GroupDecoder, PlainDecoder, check_groups
+from forethink.types import Completion, Finish
+
+_BLOCK = 256  # tokens whose probabilities are summed before the cumulative sum
+_CPU_ROWS = 16  # rows of fp32 probabilities in memory at once on a CPU, so that they stay in its cache
+
+
+def uniforms(seed: int, problem: str, sample: int, count: int) -> np.ndarray:
+    """``count`` uniform numbers in [0, 1), float64, decided by the arguments alone (Philox keyed by their hash)."""
+    digest = hashlib.sha256(f"{seed}\0{sample}\0{problem}".encode()).digest()
+    key = np.frombuffer(digest[:16], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def _sample_rows(logits: Tensor, u: Tensor, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
+    scaled = (logits.float() - logits.amax(-1, keepdim=True)).div_(temperature)
+    rows, vocabulary = scaled.shape
+    weights = scaled.new_zeros(rows, -(-vocabulary // _BLOCK) * _BLOCK)
+    torch.exp(scaled, out=weights[:, :vocabulary])
+    weights = weights.view(rows, -1, _BLOCK)
+    blocks = weights.sum(-1).double().cumsum(-1)
+    total = blocks[:, -1:]
+    if greedy:
+        chosen = scaled.argmax(-1, keepdim=True)
+    else:
+        # Both searches look for the first cumulative sum above the threshold, so a token of weight 0 is never found.
+        threshold = torch.minimum(u[:, None] * total, total * (1 - 1e-15))
+        block = torch.searchsorted(blocks, threshold, right=True).clamp_(max=blocks.shape[1] - 1)
+        before = torch.where(block > 0, blocks.gather(1, (block - 1).clamp_(min=0)), 0.0)
+        inside = weights[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
+        rest = torch.minimum(threshold - before, inside[:, -1:] * (1 - 1e-15))
+        chosen = block * _BLOCK + torch.searchsorted(inside, rest, right=True)
+    logprobs = scaled.gather(1, chosen).double() - total.log()
+    return chosen[:, 0], logprobs[:, 0]
+
+
+def sample_tokens(logits: Tensor, u: Tensor, temperature: float, greedy: bool = False) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by the inverse of the cumulative distribution.
+
+    Args:
+        logits: [R, V], any floating dtype.
+        u: uniform numbers in [0, 1), float64 [R].
+        temperature: divides the logits.
+        greedy: take the most probable token instead.
+
+    Returns:
+        Token ids, int64 [R], and their natural log-probabilities at the temperature, float64 [R] (computed in fp32).
+    """
+    step = _CPU_ROWS if logits.device.type == "cpu" else max(len(logits), 1)
+    parts = [
+        _sample_rows(logits[i : i + step], u[i : i + step], temperature, greedy) for i in range(0, len(logits), step)
+    ]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
+
+
+@dataclass(slots=True)
+class _Row:
+    prompt: int
+    sample: int
+    uniforms: np.ndarray
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: bytearray = field(default_factory=bytearray)
+    finish: Finish | None = None
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    found: set[int] = set()
+    for value in (
+        getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id,
+        tokenizer.eos_token_id,
+    ):  # fmt: skip
+        found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+    return frozenset(found)
+
+
+def _cast_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy with parameters in another dtype; buffers (rotary frequencies) keep theirs."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        value = parameter.detach().to(dtype, copy=True) if parameter.is_floating_point() else parameter.detach().clone()
+        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
+    copied: PreTrainedModel = copy.deepcopy(model, memo)
+    copied.config.dtype = dtype
+    return copied.eval()
+
+
+class TransformersEngine:
+    """Samples groups of completions; see `rollout.Engine` for the protocol.
+
+    Args:
+        model: the policy. Used as it is where its dtype is ``dtype``, else copied into that.
+        tokenizer: the policy's tokenizer.
+        group: completions a prompt, G.
+        temperature: divides the logits before sampling; log-probabilities are at this temperature.
+        max_tokens: tokens after which a completion is cut.
+        batch: completions decoded at once; whole groups, at least one.
+        stop: called with a completion's bytes when its newest token holds ``}``; True ends it. None: never.
+        greedy: most probable token instead of sampling.
+        fixed_length: ignore ``stop`` and end-of-sequence tokens (benchmarks).
+        dtype: dtype of the weights sampled from; the model's own by default.
+        share_prompts: False decodes one group after another on the model's own cache (checks and fallback).
+        version: version of the given weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        group: int = 8,
+        temperature: float = 0.8,
+        max_tokens: int = 64,
+        batch: int = 128,
+        stop: Callable[[bytes], bool] | None = None,
+        greedy: bool = False,
+        fixed_length: bool = False,
+        dtype: torch.dtype | None = None,
+        share_prompts: bool = True,
+        version: int = 0,
+    ) -> None:
+        from forethink.tokens import token_bytes
+
+        self.group, self.temperature, self.max_tokens, self.batch = group, temperature, max_tokens, batch
+        self.stop, self.greedy, self.fixed_length = stop, greedy, fixed_length
+        self.dtype = dtype or model.dtype
+        self.share_prompts = share_prompts
+        self._bytes = token_bytes(tokenizer)
+        self._closing = frozenset(i for i, text in enumerate(self._bytes) if b"}" in text)
+        self._stop_ids = _stop_ids(model, tokenizer)
+        self._checked = False
+        self._own: PreTrainedModel | None = None
+        self.load(model, version)
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def load(self, weights: Mapping[str, Tensor] | PreTrainedModel, version: int) -> None:
+        """Take new weights: a model (used directly where its dtype is the engine's) or a state dict (copied)."""
+        if isinstance(weights, PreTrainedModel):
+            if weights.dtype == self.dtype:
+                self._own, self.model = None, weights
+            elif self._own is None:
+                self._own = self.model = _cast_copy(weights, self.dtype)
+            else:
+                self._copy(weights.state_dict())
+        else:
+            if self._own is None:  # the weights now in use belong to someone else
+                self._own = self.model = _cast_copy(self.model, self.dtype)
+            self._copy(weights)
+        self._version = version
+
+    @torch.no_grad()
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        assert self._own is not None
+        own = dict(self._own.named_parameters())  # tied weights appear once here, twice in a state dict
+        missing = own.keys() - weights.keys()
+        if missing:
+            raise KeyError(f"the new weights lack {min(missing)!r} and {len(missing) - 1} more of the model's own")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int
+    ) -> list[list[Completion]]:
+        if len(prompts) != len(problems):
+            raise ValueError(f"{len(prompts)} prompts for {len(problems)} problems")
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("a prompt is empty: there is nothing to continue")
+        if not prompts:
+            return []
+        training = self.model.training
+        self.model.eval()
+        try:
+            return self._generate(prompts, problems, seed)
+        finally:
+            self.model.train(training)
+
+    def _decoder(self, prompts: Sequence[Sequence[int]]) -> Decoder:
+        if self.share_prompts and not self._checked:
+            self._checked = True
+            trouble = check_groups(self.model, prompts)
+            if trouble is not None:
+                print(f"warning: {trouble}; one group is decoded after another, slower.", file=sys.stderr)
+                self.share_prompts = False
+        return GroupDecoder(self.model) if self.share_prompts else PlainDecoder(self.model)
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int
+    ) -> list[list[Completion]]:
+        decoder = self._decoder(prompts)
+        waiting = sorted(range(len(prompts)), key=lambda i: list(prompts[i]), reverse=True)  # the last goes first
+        finished: list[list[_Row]] = [[] for _ in prompts]
+        live: list[_Row] = []
+        tokens = torch.empty(0, dtype=torch.long, device=self.model.device)
+        while live or waiting:
+            keep = [row for row, one in enumerate(live) if one.finish is None]
+            chosen = self._admit(len(keep), waiting, decoder.groups)
+            fresh = [
+                _Row(index, sample, uniforms(seed, problems[index], sample, self.max_tokens))
+                for index in chosen
+                for sample in range(self.group)
+            ]
+            for row in fresh:
+                finished[row.prompt].append(row)
+            if chosen or len(keep) < len(live):
+                logits = decoder.arrange(keep, [prompts[i] for i in chosen], self.group) if keep or chosen else None
+                live, tokens = [live[row] for row in keep] + fresh, tokens[keep]
+                if chosen and logits is not None:
+                    tokens = torch.cat([tokens, self._advance(fresh, logits.repeat_interleave(self.group, 0))])
+            while live and not self._due(live, bool(waiting)):
+                tokens = self._advance(live, decoder.step(tokens))
+        return [[self._completion(row, problems) for row in rows] for rows in finished]
+
+    def _admit(self, live: int, waiting: list[int], most: int | None) -> list[int]:
+        """Take waiting prompts for the free places; whole groups, and at least one where nothing is left."""
+        free = max((self.batch - live) // self.group, 0 if live else 1)
+        if most is not None:
+            free = min(free, 0 if live else most)
+        return [waiting.pop() for _ in range(min(free, len(waiting)))]
+
+    def _due(self, live: list[_Row], waiting: bool) -> bool:
+        """Whether enough rows have ended that dropping them pays for moving the others."""
+        ended = sum(row.finish is not None for row in live)
+        return ended == len(live) or ended * 4 >= len(live) or (waiting and ended >= max(self.group, self.batch // 4))
+
+    def _advance(self, rows: list[_Row], logits: Tensor) -> Tensor:
+        """Draw every row's next token, note it, and see which rows end with it."""
+        last = self.max_tokens - 1
+        u = torch.tensor([row.uniforms[min(len(row.token_ids), last)] for row in rows], dtype=torch.float64)
+        tokens, logprobs = sample_tokens(logits, u.to(logits.device), self.temperature, self.greedy)
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if row.finish is None:
+                self._note(row, token, logprob)
+        return tokens
+
+    def _note(self, row: _Row, token: int, logprob: float) -> None:
+        row.token_ids.append(token)
+        row.logprobs.append(logprob)
+        ends = token in self._stop_ids
+        if not ends and token < len(self._bytes):  # some models have more rows of embeddings than the vocabulary
+            row.text += self._bytes[token]
+        if ends and not self.fixed_length:
+            row.finish = Finish.STOP
+        elif self.stop is not None and not self.fixed_length and token in self._closing and self.stop(bytes(row.text)):
+            row.finish = Finish.STOP
+        elif len(row.token_ids) >= self.max_tokens:
+            row.finish = Finish.LENGTH
+
+    def _completion(self, row: _Row, problems: Sequence[str]) -> Completion:
+        assert row.finish is not None
+        return Completion(
+            problem=problems[row.prompt],
+            sample=row.sample,
+            token_ids=tuple(row.token_ids),
+            text=bytes(row.text),
+            logprobs=tuple(row.logprobs),
+            finish=row.finish,
+            weights=self._version,
+        )
