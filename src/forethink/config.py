@@ -116,7 +116,10 @@ class Warmup(_Section):
     examples: int = Field(default=12000, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     batch: int = Field(default=64, ge=1)  # examples a step
+    micro_batch: int = Field(default=16, ge=1)  # examples a backward pass, of one document where it has as many
+    tail: int = Field(default=8, ge=1)  # tokens of the context's end that a thought restates
     candidates: int = Field(default=3, ge=1)  # hypotheses listed in a thought
+    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
     probe_every: int = Field(default=25, ge=1)  # steps between probes on held-out positions
     probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time
@@ -146,12 +149,16 @@ class Train(_Section):
 class Eval(_Section):
     """Next-token accuracy, plain and reasoning, on the same positions."""
 
+    name: str = "eval"  # the run folder's name below `run`, so that several evaluations stand side by side
+    model: str | None = None  # what is evaluated: a model or adapter folder, or a name; [model] when absent
     problems: str | None = None  # a problems folder; the run's own validation split when absent
-    base: str | None = None  # the model whose entropy sets the difficulty; the policy before training
+    base: str | None = None  # the model whose entropy sets the difficulty; the problems' own entropies when absent
     positions: int = Field(default=500, ge=1)
     samples: int = Field(default=1, ge=1)  # completions a position, for pass@1 and pass@k
     thresholds: tuple[float, ...] = (0.5, 1.0, 1.5)  # easy, medium, hard; nats
+    per_split: bool = False  # `positions` for each nested split instead of for all of them together
     bootstrap: int = Field(default=2000, ge=100)
+    against: tuple[str, ...] = ()  # folders of finished evaluations on the same positions, to compare with
 
 
 class Config(_Section):

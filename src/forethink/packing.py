@@ -219,6 +219,13 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return logits if factor == 1 else logits.mul_(factor)
 
 
+def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [M, V] in fp32 of hidden states [M, D], as the model itself would give them. No gradient is kept."""
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        return _logits(hidden, head.weight, getattr(head, "bias", None), 1.0, model.config)
+
+
 def head_logprobs(
     model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:

@@ -257,3 +257,10 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     for numbers in (sorted(exact.control), _encode(exact, _PROBE)):
         digest.update(struct.pack(f"<{len(numbers) + 1}I", len(numbers), *numbers))
     return digest.hexdigest()[:16]
+
+
+def document_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids a plain document begins with: the begin-of-sequence token where the tokenizer adds one, else none."""
+    bos = tokenizer.bos_token_id
+    opening = tokenizer("a")["input_ids"][:1]
+    return [bos] if bos is not None and opening == [bos] else []

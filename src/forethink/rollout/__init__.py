@@ -100,7 +100,7 @@ def make_engine(
             from forethink.rollout.vllm_engine import VllmEngine
 
             return VllmEngine(
-                model if isinstance(model, str) else model.name_or_path,
+                model,
                 tokenizer,
                 group=rollout.group,
                 temperature=rollout.temperature,
@@ -112,8 +112,8 @@ def make_engine(
             )
         case "scripted":
             raise types.ForethinkError(
-                "rollout.engine=scripted: it needs its answers, which no configuration holds; make a ScriptedEngine in "
-                "Python, or choose transformers or vllm."
+                "rollout.engine=scripted: its answers are in no configuration; make a ScriptedEngine in Python, or choose "
+                "transformers or vllm."
             )
 
 

@@ -156,7 +156,8 @@ def check_groups(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> st
     Returns:
         None where the logits agree to rounding, else one sentence that says why groups cannot be decoded together.
     """
-    chosen = [list(max(prompts, key=len)), list(min(prompts, key=len))]
+    by_length = sorted((list(prompt) for prompt in prompts), key=len)
+    chosen = [by_length[-1], by_length[0]]
     group = 2
     sequences = [prompt for prompt in chosen for _ in range(group)]
     try:

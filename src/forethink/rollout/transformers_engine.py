@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethink.rollout.decoders import Decoder, GroupDecoder, PlainDecoder, check_groups
-from forethink.types import Completion, Finish
+from forethink.rollout.rows import Ending, Row, check_prompts, stop_ids, uniforms
+from forethink.types import Completion
 
 _BLOCK = 256  # tokens whose probabilities are summed before the cumulative sum
 _CPU_ROWS = 16  # rows of fp32 probabilities in memory at once on a CPU, so that they stay in its cache
-
-
-def uniforms(seed: int, problem: str, sample: int, count: int) -> np.ndarray:
-    """``count`` uniform numbers in [0, 1), float64, decided by the arguments alone (Philox keyed by their hash)."""
-    digest = hashlib.sha256(f"{seed}\0{sample}\0{problem}".encode()).digest()
-    key = np.frombuffer(digest[:16], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
 def _sample_rows(logits: Tensor, u: Tensor, temperature: float, greedy: bool) -> tuple[Tensor, Tensor]:
@@ -69,32 +62,18 @@ def sample_tokens(logits: Tensor, u: Tensor, temperature: float, greedy: bool = 
     return torch.cat([tokens for tokens, _ in parts]), torch.cat([logprobs for _, logprobs in parts])
 
 
-@dataclass(slots=True)
-class _Row:
-    prompt: int
-    sample: int
+@dataclass(slots=True, kw_only=True)
+class _Row(Row):
     uniforms: np.ndarray
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: bytearray = field(default_factory=bytearray)
-    finish: Finish | None = None
-
-
-def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    found: set[int] = set()
-    for value in (
-        getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id,
-        tokenizer.eos_token_id,
-    ):  # fmt: skip
-        found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
-    return frozenset(found)
 
 
 def _cast_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy with parameters in another dtype; buffers (rotary frequencies) keep theirs."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        value = parameter.detach().to(dtype, copy=True) if parameter.is_floating_point() else parameter.detach().clone()
+        value = (
+            parameter.detach().to(dtype, copy=True) if parameter.is_floating_point() else parameter.detach().clone()
+        )
         memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
     copied: PreTrainedModel = copy.deepcopy(model, memo)
     copied.config.dtype = dtype
@@ -138,12 +117,10 @@ class TransformersEngine:
         from forethink.tokens import token_bytes
 
         self.group, self.temperature, self.max_tokens, self.batch = group, temperature, max_tokens, batch
-        self.stop, self.greedy, self.fixed_length = stop, greedy, fixed_length
+        self.greedy = greedy
         self.dtype = dtype or model.dtype
         self.share_prompts = share_prompts
-        self._bytes = token_bytes(tokenizer)
-        self._closing = frozenset(i for i, text in enumerate(self._bytes) if b"}" in text)
-        self._stop_ids = _stop_ids(model, tokenizer)
+        self._ending = Ending(token_bytes(tokenizer), stop_ids(tokenizer, model), stop, max_tokens, fixed_length)
         self._checked = False
         self._own: PreTrainedModel | None = None
         self.load(model, version)
@@ -178,13 +155,8 @@ class TransformersEngine:
             parameter.copy_(weights[name])
 
     @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int
-    ) -> list[list[Completion]]:
-        if len(prompts) != len(problems):
-            raise ValueError(f"{len(prompts)} prompts for {len(problems)} problems")
-        if any(len(prompt) == 0 for prompt in prompts):
-            raise ValueError("a prompt is empty: there is nothing to continue")
+    def generate(self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int) -> list[list[Completion]]:
+        check_prompts(prompts, problems)
         if not prompts:
             return []
         training = self.model.training
@@ -215,7 +187,7 @@ class TransformersEngine:
             keep = [row for row, one in enumerate(live) if one.finish is None]
             chosen = self._admit(len(keep), waiting, decoder.groups)
             fresh = [
-                _Row(index, sample, uniforms(seed, problems[index], sample, self.max_tokens))
+                _Row(index, sample, uniforms=uniforms(seed, problems[index], sample, self.max_tokens))
                 for index in chosen
                 for sample in range(self.group)
             ]
@@ -228,7 +200,7 @@ class TransformersEngine:
                     tokens = torch.cat([tokens, self._advance(fresh, logits.repeat_interleave(self.group, 0))])
             while live and not self._due(live, bool(waiting)):
                 tokens = self._advance(live, decoder.step(tokens))
-        return [[self._completion(row, problems) for row in rows] for rows in finished]
+        return [[row.completion(problems[row.prompt], self._version) for row in rows] for rows in finished]
 
     def _admit(self, live: int, waiting: list[int], most: int | None) -> list[int]:
         """Take waiting prompts for the free places; whole groups, and at least one where nothing is left."""
@@ -249,30 +221,5 @@ class TransformersEngine:
         tokens, logprobs = sample_tokens(logits, u.to(logits.device), self.temperature, self.greedy)
         for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
             if row.finish is None:
-                self._note(row, token, logprob)
+                self._ending.push(row, token, logprob)
         return tokens
-
-    def _note(self, row: _Row, token: int, logprob: float) -> None:
-        row.token_ids.append(token)
-        row.logprobs.append(logprob)
-        ends = token in self._stop_ids
-        if not ends and token < len(self._bytes):  # some models have more rows of embeddings than the vocabulary
-            row.text += self._bytes[token]
-        if ends and not self.fixed_length:
-            row.finish = Finish.STOP
-        elif self.stop is not None and not self.fixed_length and token in self._closing and self.stop(bytes(row.text)):
-            row.finish = Finish.STOP
-        elif len(row.token_ids) >= self.max_tokens:
-            row.finish = Finish.LENGTH
-
-    def _completion(self, row: _Row, problems: Sequence[str]) -> Completion:
-        assert row.finish is not None
-        return Completion(
-            problem=problems[row.prompt],
-            sample=row.sample,
-            token_ids=tuple(row.token_ids),
-            text=bytes(row.text),
-            logprobs=tuple(row.logprobs),
-            finish=row.finish,
-            weights=self._version,
-        )

@@ -6,9 +6,10 @@ reachable as a keyword of the model's own ``forward`` (`install`), and is called
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,26 +20,37 @@ from forethink.packing import Pack, check_packing, forward_pack, pack
 
 
 def install(model: PreTrainedModel) -> None:
-    """Let ``model(packs=[…], temperature=…)`` return log-probabilities and entropies, each [sum of M], fp32."""
+    """Let ``model(packs=[…], temperatures=[…])`` return log-probabilities and entropies, each [sum of M], fp32."""
     plain = model.forward
 
     @functools.wraps(type(model).forward)
     def forward(
-        self: PreTrainedModel, *args: Any, packs: Sequence[Pack] | None = None, temperature: float = 1.0, **kwargs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        packs: Sequence[Pack] | None = None,
+        temperatures: Sequence[float] = (),
+        **kwargs: Any,
     ) -> Any:
         if packs is None:
             return plain(*args, **kwargs)
-        pieces = [forward_pack(self, one, temperature) for one in packs]
+        pieces = [forward_pack(self, one, temperature) for one, temperature in zip(packs, temperatures, strict=True)]
         return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropies for _, entropies in pieces])
 
     model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
 
 
 def packed(
-    model: torch.nn.Module, packs: Sequence[Pack], sequences: int, temperature: float = 1.0
+    model: torch.nn.Module, packs: Sequence[Pack], sequences: int, temperatures: Sequence[float] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Log-probabilities and entropies of every sequence of the batch, in the batch's order, one tensor [R] each."""
-    logprobs, entropies = model(packs=list(packs), temperature=temperature)
+    """Log-probabilities and entropies of every sequence of the batch, in the batch's order, one tensor [R] each.
+
+    Args:
+        model: the installed model in whatever wraps it.
+        packs: the batch's packs.
+        sequences: how many sequences the batch has.
+        temperatures: one a pack; 1 where absent.
+    """
+    logprobs, entropies = model(packs=list(packs), temperatures=list(temperatures or [1.0] * len(packs)))
     by_sequence: list[tuple[Tensor, Tensor]] = [(logprobs[:0], entropies[:0])] * sequences
     offset = 0
     for one in packs:
@@ -47,6 +59,40 @@ def packed(
             by_sequence[member] = (logprobs[rows], entropies[rows])
         offset += len(one.targets)
     return [lp for lp, _ in by_sequence], [entropy for _, entropy in by_sequence]
+
+
+@contextlib.contextmanager
+def _bare(model: PreTrainedModel) -> Iterator[None]:
+    """The model's own forward, in its own precision: accelerate puts autocast around an instance's."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        with torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
+
+
+@torch.no_grad()
+def inference_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A policy's weights under the bare model's names: LoRA merged (the policy keeps it apart), shards gathered.
+
+    Weights without LoRA are the model's own tensors, not copies. Tied weights appear once.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = {}
+    for name, parameter in base.named_parameters():
+        if ".lora_" not in name and not name.startswith("lora_"):
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            weights[name.replace(".base_layer.", ".")] = whole.detach()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            key = f"{name}.weight"
+            for adapter in module.active_adapters:
+                weights[key] = weights[key] + module.get_delta_weight(adapter).to(weights[key].dtype)
+    return weights
 
 
 class Packer:
@@ -69,7 +115,8 @@ class Packer:
             # Two sequences with a common prefix are enough to show a mask that is not honoured.
             few = min(2, len(sequences))
             precise = self.model.dtype == torch.float32
-            difference = check_packing(self.model, sequences[:few], starts[:few], 1e-3 if precise else 0.5)
+            with _bare(self.model):
+                difference = check_packing(self.model, sequences[:few], starts[:few], 1e-3 if precise else 0.5)
             self.share = difference is None
             if difference is not None:
                 self.reason = f"{difference}; every sequence is run alone, which is slower and equally right."

@@ -1,12 +1,14 @@
-"""GRPO for next-token problems: TRL's GRPOTrainer with four overrides, and what each is for.
+"""GRPO for next-token problems: TRL's GRPOTrainer with a few overrides, and what each is for.
 
 * ``_prepare_inputs`` keeps groups whole (TRL shuffles completions across groups) and cuts the step's groups into
   micro-batches of neighbours, so that problems of one document meet in one prefix tree.
 * ``_generate_and_score_completions`` samples with a forethink engine, reads, rewards, refills degenerate groups
-  (DAPO's dynamic sampling) and drops what has no gradient.
+  (DAPO's dynamic sampling, arXiv 2503.14476) and drops what has no gradient.
 * ``_get_per_token_logps_and_entropies`` runs the packed forward pass.
 * ``training_step`` skips micro-batches without signal: no backward pass, so no gradient, so AdamW (which moves
   weights even at loss 0) touches nothing when a whole step is empty.
+* ``_get_grad_norm`` stops at a gradient that is no number, before the optimiser sees it.
+* ``log`` and ``_save_checkpoint`` add what was spent, and mark a checkpoint as complete.
 
 Advantages, clipping, loss aggregation, optimiser, schedules, checkpoints, loggers and wrappers are TRL's. A test
 holds all of it to ``tests/reference_grpo.py``.
@@ -14,62 +16,34 @@ holds all of it to ``tests/reference_grpo.py``.
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from forethink.flops import Flops
-from forethink.packing import pack
-from forethink.rewards import degenerate, outcome
+from forethink.rewards import outcome
 from forethink.rollout import Engine, check_version
-from forethink.training.forward import Packer, install, packed
-from forethink.types import Answer, Completion, Outcome, Problem
+from forethink.rundir import write_atomic
+from forethink.training.checkpoints import mark_complete
+from forethink.training.forward import Packer, inference_weights, install, packed
+from forethink.training.groups import Group, Scored, advantages, collate, figures, idle_group
+from forethink.types import Answer, Completion, ForethinkError, Problem
 
-EPSILON = 1e-4  # added to the group's standard deviation, as in TRL
+SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
 
-
-@dataclass(frozen=True)
-class Group:
-    """The G completions of one problem, read and rewarded. ``advantages`` is fp32 [G]; ``mask`` what the loss sees."""
-
-    problem: Problem
-    prompt: list[int]
-    completions: list[Completion]
-    answers: list[Answer]
-    outcomes: list[Outcome]
-    rewards: list[float | None]
-    advantages: Tensor
-    masks: list[list[bool]] | None = None
-
-    @property
-    def verdict(self) -> str | None:
-        """``all_right`` or ``all_wrong`` where the plain outcome says nothing, whatever the reward; else None."""
-        return degenerate(self.outcomes)
-
-    @property
-    def signal(self) -> bool:
-        """Whether any completion has a gradient."""
-        return bool(self.advantages.any())
-
-
-def advantages(rewards: Sequence[float | None]) -> Tensor:
-    """Group-relative advantages (r − mean) / (std + 1e-4), fp32 [G]; an unscored completion gets 0.
-
-    The standard deviation is the sample one (n − 1), over the scored completions. Source: GRPO (2402.03300, eq. 3).
-    """
-    values = torch.tensor([float("nan") if r is None else r for r in rewards], dtype=torch.float32)
-    scored = ~values.isnan()
-    if scored.sum() < 2:
-        return torch.zeros_like(values)
-    mean, std = values[scored].mean(), values[scored].std()
-    return torch.where(scored, (values - mean) / (std + EPSILON), 0.0)
+Score = Callable[[Problem, list[int], list[Completion], list[Answer]], Scored]
 
 
 class ReinforcementTrainer(GRPOTrainer):
@@ -77,14 +51,15 @@ class ReinforcementTrainer(GRPOTrainer):
 
     Args:
         problems: the training split; the data set's rows name them by ``index``.
-        engine: where completions come from.
+        engine: where completions come from; it is given the weights of the step before every sampling.
         render: problem → prompt token ids.
         read: completion → answer.
-        score: group → rewards and, where the reward trains part of a completion only, loss masks.
+        score: a group's rewards and, where the reward trains part of a completion only, loss masks.
         dynamic_from: step from which degenerate groups are refilled; None: never.
         refill: at most this many extra batches of problems a step.
-        ntp_weight: λ of λ·NTP on the context tokens (RMT, 2509.24375).
-        on_groups: called with the step and every group sampled in it, kept or not.
+        ntp_weight: λ of λ·NTP, the mean −log p over the context tokens that are no problem's target (RMT, 2509.24375).
+        bos: ids that a plain document begins with.
+        on_groups: called with the number of the update (from 1) and every group sampled for it, kept or not.
     """
 
     def __init__(
@@ -94,10 +69,11 @@ class ReinforcementTrainer(GRPOTrainer):
         engine: Engine,
         render: Callable[[Problem], list[int]],
         read: Callable[[Completion], Answer],
-        score: Callable[[Problem, list[int], list[Completion], list[Answer]], tuple[list[float | None], Any]],
+        score: Score,
         dynamic_from: int | None = None,
         refill: int = 0,
         ntp_weight: float = 0.0,
+        bos: Sequence[int] = (),
         on_groups: Callable[[int, list[Group]], None] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -105,20 +81,22 @@ class ReinforcementTrainer(GRPOTrainer):
         base: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         install(base)
         self.packer = Packer(base)
-        self.problems = problems
-        self.engine = engine
+        self.problems, self.engine = problems, engine
         self.render, self.read, self.score = render, read, score
         self.dynamic_from, self.refill, self.ntp_weight = dynamic_from, refill, ntp_weight
-        self.on_groups = on_groups
-        self.spent: Counter[str] = Counter()  # tokens and FLOPs since this process began, by kind
+        self.bos, self.on_groups = list(bos), on_groups
+        self.spent: Counter[str] = Counter()  # tokens, FLOPs and seconds of this process since the run began
+        self._targets = {(problem.document, problem.index) for problem in problems}
         self._cost = Flops.of(base)
         self._collected_for = -1
+        self._texts: list[Problem] = []
+        self._figures: dict[str, float] = {}
+        self._ntp = torch.zeros(())
+        self._mark = (time.perf_counter(), 0)
 
     # -- rollouts -----------------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
         slices = self.args.steps_per_generation
         if self._collected_for != self._step // slices:
             self._buffered_inputs = self._generate_and_score_completions(generation_batch)
@@ -129,8 +107,7 @@ class ReinforcementTrainer(GRPOTrainer):
         """One optimiser step's micro-batches, None where one has no signal on any process."""
         step = self.state.global_step
         wanted = [self.problems[row["index"]] for row in inputs[:: self.num_generations]]
-        base = self.accelerator.unwrap_model(self.model_wrapped)
-        self.engine.load(base, step)
+        self.engine.load(inference_weights(self.model), step)
         dynamic = self.dynamic_from is not None and step >= self.dynamic_from
         seen = self._sample(wanted, step)
         kept = [group for group in seen if not dynamic or group.verdict is None]
@@ -138,94 +115,77 @@ class ReinforcementTrainer(GRPOTrainer):
         for _ in range(self.refill if dynamic else 0):
             if len(kept) >= len(wanted):
                 break
-            fresh = rng.choice(len(self.problems), size=min(len(wanted), len(self.problems)), replace=False)
-            more = self._sample([self.problems[i] for i in fresh if not _taken(self.problems[i], seen)], step)
+            taken = {group.problem.id for group in seen}
+            left = [problem for problem in self.problems if problem.id not in taken]
+            fresh = rng.choice(len(left), size=min(len(wanted), len(left)), replace=False)
+            more = self._sample([left[i] for i in fresh], step)
             seen += more
             kept += [group for group in more if group.verdict is None]
         kept = kept[: len(wanted)]
         if self.on_groups is not None:
-            self.on_groups(step, seen)
+            self.on_groups(step + 1, seen)
         self._log_groups(seen, kept)
-        return self._slices(kept, [group.problem for group in kept] or wanted)
+        return self._micro_batches(kept, wanted)
 
     def _sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
         if not problems:
             return []
         prompts = [self.render(problem) for problem in problems]
-        sampled = self.engine.generate(prompts, [problem.id for problem in problems], self.args.seed)
+        seed = (self.args.seed << 32) + step  # other random numbers when a problem comes again
+        sampled = self.engine.generate(prompts, [problem.id for problem in problems], seed)
         groups = []
-        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
-            check_version(completions, step)
-            answers = [self.read(completion) for completion in completions]
-            rewards, masks = self.score(problem, prompt, completions, answers)
-            outcomes = [outcome(answer, problem) for answer in answers]
-            groups.append(
-                Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
-            )
+        with self.accelerator.autocast(), torch.no_grad():
+            for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
+                check_version(completions, step)
+                answers = [self.read(completion) for completion in completions]
+                rewards, masks, flops = self.score(problem, prompt, completions, answers)
+                outcomes = [outcome(answer, problem) for answer in answers]
+                groups.append(
+                    Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
+                )
+                self.spent["flops/scores"] += flops
         lengths = [[len(c.token_ids) for c in completions] for completions in sampled]
-        self.spent["rollout_tokens"] += sum(map(sum, lengths))
-        self.spent["rollout_flops"] += self._cost.decode([len(p) for p in prompts], lengths)
+        self.spent["tokens/generated"] += sum(map(sum, lengths))
+        self.spent["flops/rollout"] += self._cost.decode([len(p) for p in prompts], lengths)
         return groups
 
-    def _slices(self, kept: list[Group], contexts: list[Problem]) -> list[dict[str, Any] | None]:
-        slices = self.args.steps_per_generation
-        device = self.accelerator.device
-        tokens = sum(len(c.token_ids) for group in kept for c in group.completions)
-        total = self.accelerator.gather(torch.tensor(tokens, device=device)).sum()
+    def _micro_batches(self, kept: list[Group], wanted: list[Problem]) -> list[dict[str, Any] | None]:
+        """Cut the groups with a signal into micro-batches, as few as hold them.
+
+        The last of a step is never None where another is not: there gradients are reduced over processes. How many
+        there are is the same on every process, so that collective operations meet.
+        """
+        slices, device = self.args.steps_per_generation, self.accelerator.device
         live = sorted((group for group in kept if group.signal), key=lambda group: group.prompt)
-        most = int(self.accelerator.gather(torch.tensor([len(live)], device=device)).max())
-        self.spent["signal_groups"] += len(live)
-        if most == 0 and self.ntp_weight == 0:
-            return [None] * slices
-        # Under DDP every process must take part in every backward pass, so one without signal sends zeros.
-        idle = kept or self._idle(contexts[0])
-        size = -(-max(most, 1) // slices)
-        batches: list[dict[str, Any] | None] = []
-        for i in range(slices):
-            groups = live[i * size : (i + 1) * size]
-            texts = contexts[i::slices] if self.ntp_weight else []
-            if not groups and not texts and i * size >= most:
-                batches.append(None)
-                continue
-            batch = self._tensors(groups or idle[:1], device)
-            batch["num_items_in_batch"] = total
-            batch["contexts"] = texts
-            if not groups:
-                batch["advantages"] = torch.zeros_like(batch["advantages"])
+        texts = self._plain_texts(wanted) if self.ntp_weight else []
+        counts = [sum(group.tokens for group in kept), len(live), sum(sum(self._learnt(t)) for t in texts)]
+        totals = self.accelerator.gather(torch.tensor([counts], device=device))
+        trained, most, plain = totals[:, 0].sum(), int(totals[:, 1].max()), totals[:, 2].sum()
+        size = -(-len(wanted) // slices)
+        busy = slices if self.ntp_weight else -(-most // size)
+        batches: list[dict[str, Any] | None] = [None] * (slices - busy)
+        for i in range(busy):
+            groups = live[i * size : (i + 1) * size] or [idle_group(wanted[0], wanted[0].context_ids[-1], 0)]
+            batch: dict[str, Any] = collate(groups, self._tokenizer.pad_token_id or 0)
+            batch = {key: value.to(device) for key, value in batch.items()}
+            batch |= {"num_items_in_batch": trained, "texts": texts[i::slices], "text_tokens": plain}
             batches.append(batch)
         return batches
 
-    def _idle(self, problem: Problem) -> list[Group]:
-        prompt = self.render(problem)
-        nothing = Completion(problem.id, 0, (prompt[-1],), b"", (0.0,), "length", self.state.global_step)  # type: ignore[arg-type]
-        return [Group(problem, prompt, [nothing], [], [], [0.0], torch.zeros(1))]
+    def _plain_texts(self, problems: Sequence[Problem]) -> list[Problem]:
+        """Problems whose contexts hold the step's plain text, each position once as far as contexts are nested."""
+        found: list[Problem] = []
+        for problem in sorted(problems, key=lambda p: (p.document, -len(p.context_ids), p.id)):
+            before = found[-1] if found and found[-1].document == problem.document else None
+            if before is None or before.context_ids[: len(problem.context_ids)] != problem.context_ids:
+                found.append(problem)
+        return found
 
-    def _tensors(self, groups: list[Group], device: torch.device) -> dict[str, Any]:
-        """TRL's micro-batch: prompts padded left [B, P], completions padded right [B, R], advantages [B]."""
-        rows = [(group, i) for group in groups for i in range(len(group.completions))]
-        prompts = [torch.tensor(group.prompt) for group, _ in rows]
-        completions = [torch.tensor(group.completions[i].token_ids) for group, i in rows]
-        wide = max(map(len, prompts))
-        pad = self._tokenizer.pad_token_id or 0
-        prompt_ids = torch.stack([torch.nn.functional.pad(p, (wide - len(p), 0), value=pad) for p in prompts])
-        prompt_mask = torch.stack([(torch.arange(wide) >= wide - len(p)).long() for p in prompts])
-        completion_ids = torch.nn.utils.rnn.pad_sequence(completions, batch_first=True, padding_value=pad)
-        lengths = torch.tensor([len(c) for c in completions])
-        completion_mask = (torch.arange(completion_ids.shape[1]) < lengths[:, None]).long()
-        batch = {
-            "prompt_ids": prompt_ids,
-            "prompt_mask": prompt_mask,
-            "completion_ids": completion_ids,
-            "completion_mask": completion_mask,
-            "advantages": torch.cat([group.advantages for group in groups]),
-        }
-        if any(group.masks is not None for group in groups):
-            loss_mask = torch.zeros_like(completion_mask)
-            for row, (group, i) in enumerate(rows):
-                mask = group.masks[i] if group.masks is not None else [True] * int(lengths[row])
-                loss_mask[row, : len(mask)] = torch.tensor(mask, dtype=torch.long)
-            batch["tool_mask"] = loss_mask  # TRL's name for "in the loss"
-        return {key: value.to(device) for key, value in batch.items()}
+    def _learnt(self, text: Problem) -> list[bool]:
+        """Which of a context's tokens the next-token loss sees: those that something precedes, less RL's targets."""
+        first = text.index - len(text.context_ids)
+        free = [(text.document, first + j) not in self._targets for j in range(len(text.context_ids))]
+        return free if self.bos else free[1:]
 
     # -- update -------------------------------------------------------------------------------------------------
 
@@ -243,60 +203,95 @@ class ReinforcementTrainer(GRPOTrainer):
         width = input_ids.shape[1] - logits_to_keep
         keep = attention_mask.bool().cpu()
         sequences = [ids[k].tolist() for ids, k in zip(input_ids.cpu(), keep, strict=True)]
-        starts = keep[:, :width].sum(1).tolist()
-        packs = self.packer(sequences, starts)
+        packs = self.packer(sequences, keep[:, :width].sum(1).tolist())
+        texts = [[*self.bos, *text.context_ids] for text in self._texts]
+        plain = self.packer(texts, [max(len(self.bos), 1)] * len(texts)) if texts else []
+        temperatures = [self.temperature] * len(packs) + [1.0] * len(plain)
+        n = len(sequences)
+        # One call of the wrapped model a micro-batch: DistributedDataParallel counts on it.
+        packs += [replace(one, members=tuple(n + member for member in one.members)) for one in plain]
         with self.accelerator.autocast():
-            logprobs, entropies = packed(model, packs, len(sequences), self.temperature)
+            logprobs, entropies = packed(model, packs, n + len(texts), temperatures)
+        self._ntp = torch.zeros((), device=input_ids.device)
+        for text, row in zip(self._texts, logprobs[n:], strict=True):
+            self._ntp = self._ntp - row[torch.tensor(self._learnt(text), device=row.device)].sum()
         for one in packs:
             size = len(one.ids_t)
-            self.spent["update_tokens"] += size
-            self.spent["update_flops"] += self._cost.train(size, size * size, len(one.targets))
-        return _padded(logprobs, logits_to_keep), _padded(entropies, logits_to_keep), None
+            self.spent["tokens/update"] += size
+            self.spent["flops/update"] += self._cost.train(size, size * size, len(one.targets))
+        return _padded(logprobs[:n], logits_to_keep), _padded(entropies[:n], logits_to_keep), None
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
+        self._texts = inputs["texts"]
         loss = super()._compute_loss(model, inputs)
-        contexts = {problem.context_ids for problem in inputs["contexts"] if len(problem.context_ids) > 1}
-        if not contexts:
+        if not self.ntp_weight:
             return loss
-        packs = pack(sorted(contexts), [1] * len(contexts), self.packer.max_tokens, self.packer.share is not False)
-        with self.accelerator.autocast():
-            logprobs, _ = packed(model, packs, len(contexts))
-        for one in packs:
-            size = len(one.ids_t)
-            self.spent["update_flops"] += self._cost.train(size, size * size, len(one.targets))
-        ntp = -torch.cat(logprobs).mean()
-        self._metrics["train"]["ntp_loss"].append(ntp.item())
-        return loss + self.ntp_weight * ntp / self.args.steps_per_generation
+        share = self._ntp * self.accelerator.num_processes / inputs["text_tokens"].clamp(min=1)
+        self._metrics["train"]["ntp_loss"].append(share.item() * self.args.steps_per_generation)
+        return loss + self.ntp_weight * share
 
-    # -- what a step says of itself -----------------------------------------------------------------------------
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float | None:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise ForethinkError(
+                f"step {self.state.global_step + 1}: the gradient is {norm}; the last checkpoint is kept: lower "
+                "train.learning_rate or set train.precision=fp32, in another run folder."
+            )
+        return norm
+
+    # -- what a step says of itself, what a checkpoint keeps -----------------------------------------------------
 
     def _log_groups(self, seen: list[Group], kept: list[Group]) -> None:
-        outcomes = Counter(o for group in seen for o in group.outcomes)
-        completions = [c for group in seen for c in group.completions]
-        thoughts = [answer.thought for group in seen for answer in group.answers]
-        rewards = [r for group in seen for r in group.rewards if r is not None]
-        verdicts = Counter(group.verdict for group in seen)
-        figures = {
-            "reward": sum(rewards) / max(len(rewards), 1),
-            "accuracy": outcomes[Outcome.RIGHT] / max(len(completions), 1),
-            **{f"outcome/{o.value}": outcomes[o] / max(len(completions), 1) for o in Outcome},
-            "groups/all_right": verdicts["all_right"] / len(seen),
-            "groups/all_wrong": verdicts["all_wrong"] / len(seen),
-            "groups/signal": sum(group.signal for group in seen) / len(seen),
-            "groups/sampled": float(len(seen)),
-            "groups/kept": float(len(kept)),
-            "completion_tokens": sum(len(c.token_ids) for c in completions) / max(len(completions), 1),
-            "thought_characters": sum(map(len, thoughts)) / max(len(thoughts), 1),
-            "distinct_thoughts": len(set(thoughts)) / max(len(thoughts), 1),
+        mine = figures(seen, kept)
+        everyone = gather_object([mine])
+        weight = sum(one["count/groups_sampled"] for one in everyone)
+        for name in mine:
+            if name.startswith("count/"):
+                value = sum(one[name] for one in everyone)
+            else:
+                value = sum(one[name] * one["count/groups_sampled"] for one in everyone) / weight
+            self._metrics["train"][name.replace("count/groups_", "groups/")].append(value)
+        self._figures = {"entropy": self._metrics["train"]["entropy"][-1]}
+
+    def total_spent(self) -> dict[str, float]:
+        """Tokens, FLOPs and seconds since the run began, over all processes (seconds: of the slowest)."""
+        everyone = gather_object([dict(self.spent)])
+        names = sorted({name for one in everyone for name in one})
+        return {
+            name: max(one.get(name, 0) for one in everyone)
+            if name == "seconds"
+            else sum(one.get(name, 0) for one in everyone)
+            for name in names
         }
-        names = sorted(figures)
-        local = torch.tensor([[figures[name] for name in names]], device=self.accelerator.device)
-        for name, value in zip(names, self.accelerator.gather(local).mean(0).tolist(), strict=True):
-            self._metrics["train"][name].append(value)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log with what was spent; TRL's own entropy (of trained tokens only) gives way to the samples'."""
+        if "loss" in logs:
+            now, generated = time.perf_counter(), self.spent["tokens/generated"]
+            seconds, tokens = now - self._mark[0], generated - self._mark[1]
+            self._mark = (now, generated)
+            self.spent["seconds"] += seconds  # type: ignore[assignment]
+            total = self.total_spent()
+            total["flops/total"] = sum(value for name, value in total.items() if name.startswith("flops/"))
+            logs |= total | {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
+            self._metrics["train"]["entropy"] = [self._figures["entropy"]]
+        super().log(logs, start_time)
 
-def _taken(problem: Problem, seen: Sequence[Group]) -> bool:
-    return any(group.problem.id == problem.id for group in seen)
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's train."""
+        self._mark = (time.perf_counter(), self.spent["tokens/generated"])
+        return super().train(*args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        spent = self.total_spent()  # after it every process has written its part
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_atomic(folder / SPENT, json.dumps(spent) + "\n")
+            mark_complete(folder)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: a run folder says of itself what it is."""
 
 
 def _padded(rows: Sequence[Tensor], width: int) -> Tensor:

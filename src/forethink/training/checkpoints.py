@@ -1,0 +1,62 @@
+"""Checkpoints that are whole, and final weights that load again by their folder's name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forethink.types import ForethinkError
+
+_COMPLETE = "complete"  # written last: a folder without it was being written when the run was killed
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Say that a checkpoint's every file is on disk."""
+    (checkpoint / _COMPLETE).touch()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete ``checkpoint-N``; torn ones are removed."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob("checkpoint-*"):
+        if (path / _COMPLETE).exists():
+            found.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            shutil.rmtree(path)
+    return max(found)[1] if found else None
+
+
+def with_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """The model with fresh LoRA adapters of a rank on every linear layer below the head (alpha = 2 · rank)."""
+    from peft import get_peft_model
+
+    adapted: PreTrainedModel = get_peft_model(model, lora_config(rank))
+    return adapted
+
+
+def lora_config(rank: int) -> object:
+    """PEFT's configuration for a rank."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write weights (safetensors; an adapter where the model has one) and tokenizer, whole or not at all.
+
+    Raises:
+        ForethinkError: the folder cannot be written.
+    """
+    torn = folder.with_name(f".{folder.name}")
+    shutil.rmtree(torn, ignore_errors=True)
+    try:
+        model.save_pretrained(torn)
+        tokenizer.save_pretrained(torn)
+        shutil.rmtree(folder, ignore_errors=True)
+        torn.rename(folder)
+    except OSError as error:
+        raise ForethinkError(
+            f"{folder}: cannot be written ({error.strerror}); free some space and start again with the same command."
+        ) from None

@@ -1,0 +1,102 @@
+"""A quick look at how a policy answers: box rate, agreement with itself, right answers, groups with a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from forethink.packing import body_states, head_logits, pack
+from forethink.rewards import degenerate, outcome
+from forethink.rollout import Engine
+from forethink.templates import Template, read
+from forethink.types import Answer, Outcome, Problem, Status
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The policy's own next tokens at one position, most probable first, with their probabilities."""
+
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+@torch.no_grad()
+def candidates(
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], k: int, max_tokens: int = 4096
+) -> list[Candidates]:
+    """The k most probable next tokens after each bare context (token ids, any BOS included), without a thought.
+
+    Contexts that are prefixes of one document share one forward pass.
+    """
+    found: list[Candidates] = [Candidates((), ())] * len(contexts)
+    # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
+    for one in pack([[*context, 0] for context in contexts], [len(c) for c in contexts], max_tokens):
+        one = one.to(model.device)
+        logits = head_logits(model, body_states(model, one)[one.sources])
+        top = logits.softmax(-1).topk(k, -1)
+        for row, member in enumerate(one.members):
+            found[member] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))
+    return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Shares over the completions of a set of positions (signal: over its groups)."""
+
+    positions: int
+    box: float
+    agree: float
+    right: float
+    plain: float
+    signal: float
+    tokens: float
+
+    def line(self) -> str:
+        """The figures in one line."""
+        return (
+            f"box {self.box:.1%}, agrees with own arg-max {self.agree:.1%}, right {self.right:.1%} "
+            f"(plain {self.plain:.1%}), groups with a signal {self.signal:.1%}, {self.tokens:.0f} tokens a reply"
+        )
+
+    def record(self) -> dict[str, float]:
+        """The figures by name, for metrics.jsonl."""
+        return {f"probe/{name}": value for name, value in asdict(self).items()}
+
+
+def probe(
+    engine: Engine,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problem],
+    own: Sequence[bytes],
+    seed: int,
+) -> tuple[Probe, list[list[Answer]]]:
+    """Sample a group at every position and count.
+
+    Args:
+        own: bytes of the policy's plain arg-max at each position, before training.
+    """
+    prompts = [template.render(problem, tokenizer) for problem in problems]
+    opened = template.opens_thought(tokenizer)
+    groups = engine.generate(prompts, [problem.id for problem in problems], seed)
+    answers = [
+        [read(c.text, finish=c.finish, thought_open=opened, tokens=len(c.token_ids)) for c in group]
+        for group in groups
+    ]
+    total = sum(map(len, answers))
+    boxed = sum(a.status is Status.BOXED for group in answers for a in group)
+    agree = sum(a.prediction == mine for group, mine in zip(answers, own, strict=True) for a in group)
+    outcomes = [[outcome(a, p) for a in group] for group, p in zip(answers, problems, strict=True)]
+    figures = Probe(
+        positions=len(problems),
+        box=boxed / total,
+        agree=agree / total,
+        right=sum(o is Outcome.RIGHT for group in outcomes for o in group) / total,
+        plain=sum(mine == p.next_token for mine, p in zip(own, problems, strict=True)) / len(problems),
+        signal=sum(degenerate(group) is None for group in outcomes) / len(problems),
+        tokens=sum(a.tokens for group in answers for a in group) / total,
+    )
+    return figures, answers

@@ -1,0 +1,84 @@
+"""Thoughts for the warm start, made of what the policy itself believes and never of the true token.
+
+A model that has only ever written answers has to learn two things: to use, inside a thought, what it knows as a
+language model, and to say the result in the form. Both are shown by the simplest line of reasoning there is: write
+the end of the text down again, go on from there, list what else could have come, decide, box. Restating the end puts
+the model's attention where its next-token knowledge is; the token that follows the restated end is the policy's own
+arg-max, so nothing is taught about the text that the policy did not know.
+
+Restated words and candidates are the document's and the policy's own token ids, not re-tokenised text: the copy is
+then the same sequence the model has just read.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from forethink.templates import write
+from forethink.training.probe import Candidates
+
+Encode = Callable[[bytes], list[int]]
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to say it; every text is a separate piece, so its tokens never merge with the document's."""
+
+    opening: str
+    between: str
+    verdict: str
+
+
+# The first wording is the commonest: a small model learns one form well before it learns three. Openings end
+# without a space: what follows is the document's own token, which carries its own.
+WORDINGS: dict[str, tuple[Wording, ...]] = {
+    "steps": (
+        Wording("The text ends:", "\nor", "\nso"),
+        Wording("Its end is:", "\nelse", "\nhence"),
+        Wording("Last words:", "\nmaybe", "\nthen"),
+    ),
+    "candidates": (
+        Wording("It could go on:", "\nor", "\nmost likely"),
+        Wording("Candidates:", "\nor", "\nbest"),
+        Wording("Ways to go on:", "\nor", "\nI pick"),
+    ),
+}
+_WEIGHTS = (6, 1, 1)
+
+
+def thought(
+    context: Sequence[int],
+    own: Candidates,
+    token_bytes: Sequence[bytes],
+    encode: Encode,
+    style: str,
+    tail: int,
+    hypotheses: int,
+    rng: random.Random,
+) -> list[int]:
+    """Token ids of a reply: the restated end, the policy's candidates, its arg-max in the box.
+
+    Args:
+        context: the document's token ids before the position.
+        own: the policy's next tokens, most probable first.
+        token_bytes: bytes of every token id, for the box's escapes.
+        encode: bytes → token ids of a continuation.
+        style: "steps" or "candidates", the template's.
+        tail: tokens of the end that are written down again.
+        hypotheses: candidates listed at most; those under a tenth of the first one's probability are left out.
+        rng: chooses the wording.
+    """
+    wording = rng.choices(WORDINGS[style], _WEIGHTS)[0]
+    best = own.ids[0]
+    floor = own.probabilities[0] / 10
+    others = [t for t, p in zip(own.ids[1:hypotheses], own.probabilities[1:hypotheses], strict=True) if p >= floor]
+    ids = [*encode(wording.opening.encode()), *context[-tail:], best]
+    for token in others:
+        ids += [*encode(wording.between.encode()), token]
+    boxed = write(token_bytes[best])
+    inner = boxed.removeprefix(b"\\boxed{").removesuffix(b"}")
+    # The token itself where the box holds it as it is, so that the box repeats what the thought decided on.
+    middle = [best] if inner == token_bytes[best] else encode(inner)
+    return [*ids, *encode((wording.verdict + " \\boxed{").encode()), *middle, *encode(b"}")]

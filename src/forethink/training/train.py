@@ -1,0 +1,257 @@
+"""The training stage: `<run>/problems` and a policy in, `<run>/train/model` out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forethink.config import Config
+from forethink.records import problems_metadata, read_problems
+from forethink.rundir import RunDir, hash_file
+from forethink.types import Answer, Completion, ForethinkError, Problem
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from trl import GRPOConfig
+
+    from forethink.rollout import Engine
+    from forethink.training.groups import Group
+    from forethink.training.grpo import ReinforcementTrainer
+
+SECTIONS = ("model", "template", "reward", "rollout", "train", "trl")
+
+
+def run_train(config: Config) -> Path:
+    """The stage. Resumes from the newest complete checkpoint; finished work is kept.
+
+    Raises:
+        ForethinkError: no problems, or too few; problems made with another tokenizer; a key in `[trl]` that is
+            forethink's own; a gradient that is no number.
+        SystemExit: 130 after an interrupt; the same command goes on.
+    """
+    path = Path(config.run) / "train"
+    try:
+        stage = _Stage(config, path)
+        if stage.run is None or not stage.run.done:
+            stage.train()
+    except KeyboardInterrupt:
+        found = sorted(int(p.parent.name.rsplit("-", 1)[1]) for p in path.glob("checkpoints/checkpoint-*/complete"))
+        print(f"interrupted: the same command goes on from step {[0, *found][-1]}", file=sys.stderr)
+        raise SystemExit(130) from None
+    return path
+
+
+class _Stage:
+    """One run of the stage: what is loaded, and how the parts are joined."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        from forethink.models import model_inputs
+
+        self.config, self.path = config, path
+        self.main = int(os.environ.get("RANK", "0")) == 0
+        self.problems_folder = Path(config.run) / "problems"
+        self.checkpoints = self.path / "checkpoints"
+        file = self.problems_folder / "train.parquet"
+        if not file.is_file():
+            raise ForethinkError(f"{file}: no such problems; run `forethink problems` with the same run=… first.")
+        self.start, self.adapter = self._start()
+        inputs = {str(file): hash_file(file), **model_inputs(self.start)}
+        inputs |= model_inputs(self.adapter) if self.adapter is not None else {}
+        own = (Path(name.rpartition(":")[0] or name) for name in (config.reward.name, config.template.name))
+        inputs |= {str(path): hash_file(path) for path in own if path.is_file()}
+        self.run = RunDir(self.path, "train", config, SECTIONS, inputs) if self.main else None
+
+    def _start(self) -> tuple[str, str | None]:
+        """The weights training starts from: a model, and an adapter to merge into it."""
+        warm = Path(self.config.run) / "warmup" / "model"
+        start = self.config.train.start or (str(warm) if warm.is_dir() else None)
+        if start is None:
+            return self.config.model.name, self.config.model.adapter
+        if (Path(start) / "adapter_config.json").is_file():
+            return self.config.model.name, start
+        return start, None
+
+    def train(self) -> None:
+        """Load, train, save."""
+        import torch
+
+        from forethink.models import keep_memory
+        from forethink.training.settings import grpo_settings, training_order
+
+        keep_memory()
+        problems = self._problems()
+        device = self.config.model.device
+        cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+        settings = grpo_settings(self.config, self.checkpoints, cpu)
+        order = training_order(len(problems), self.config.train.steps, self.config.train.problems, self.config.seed)
+        tokenizer = self._tokenizer()
+        # settings.device is this process's own; reading it starts the process group.
+        model = self._model(torch.float32, str(settings.device))
+        trainer = make_trainer(
+            self.config, problems, order, settings, tokenizer, model, self._engine(model, tokenizer)
+        )
+        trainer.on_groups = self._write_samples
+        self._train_and_save(trainer, tokenizer)
+
+    def _problems(self) -> list[Problem]:
+        problems = read_problems(self.problems_folder, "train")
+        if not problems:
+            raise ForethinkError(f"{self.problems_folder}: the training split is empty; take more documents.")
+        return problems
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from forethink.models import fingerprint, load_tokenizer
+
+        tokenizer = load_tokenizer(self.start, trust_remote_code=self.config.model.trust_remote_code)
+        made = problems_metadata(self.problems_folder, "train").get("fingerprint")
+        if made != fingerprint(tokenizer):
+            raise ForethinkError(
+                f"{self.problems_folder}: its problems were made with another tokenizer than that of {self.start}; "
+                "make them again with this policy."
+            )
+        return tokenizer
+
+    def _model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
+        import torch
+
+        from forethink.models import load_model
+
+        knobs = self.config.train
+        if knobs.precision == "pure_bf16":
+            dtype = torch.bfloat16
+            if self.run is not None:
+                self.run.warn(
+                    f"train.precision=pure_bf16: weights of 8 bits' precision swallow a learning rate of "
+                    f"{knobs.learning_rate:g} nearly whole: an update under half a unit in the last place is lost; "
+                    "use bf16, which keeps fp32 master weights"
+                )
+        return load_model(
+            self.start,
+            adapter=self.adapter,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=self.config.model.trust_remote_code,
+        )
+
+    def _engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
+        """The engine over weights of its own: the trainer changes how its model is called."""
+        import torch
+
+        from forethink.rollout import make_engine
+        from forethink.templates import load_template
+
+        thought_open = load_template(self.config.template.name).opens_thought(tokenizer)
+        if self.config.rollout.engine == "vllm" and self.adapter is None:
+            return make_engine(self.config.rollout, self.start, tokenizer, thought_open=thought_open)
+        twin = copy.deepcopy(model)
+        dtype = torch.float32 if self.config.train.precision == "fp32" else torch.bfloat16
+        for parameter in twin.parameters():  # not .to(dtype): buffers such as rotary frequencies stay precise
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(dtype)
+        return make_engine(self.config.rollout, twin, tokenizer, thought_open=thought_open)
+
+    def _write_samples(self, step: int, groups: list[Group]) -> None:
+        from accelerate.utils import gather_object
+
+        from forethink.training.groups import sample_records
+
+        lines = gather_object(sample_records(step, groups))
+        if self.run is not None:
+            self.run.append("samples", lines)
+
+    def _train_and_save(self, trainer: ReinforcementTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
+        from forethink.training.checkpoints import newest_checkpoint, save_model
+        from forethink.training.grpo import SPENT
+        from forethink.training.progress import Progress
+
+        if self.main:
+            newest_checkpoint(self.checkpoints)  # removes torn ones, once
+        trainer.accelerator.wait_for_everyone()
+        checkpoint = newest_checkpoint(self.checkpoints)
+        done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+        if checkpoint is not None and self.main:
+            trainer.spent = Counter(json.loads((checkpoint / SPENT).read_text(encoding="utf-8")))
+        if self.run is not None:
+            for log in ("metrics", "samples"):
+                self.run.truncate(log, lambda record: record["step"] <= done)
+            if checkpoint is not None:
+                print(f"resuming from step {done}", file=sys.stderr, flush=True)
+        progress = Progress(self.run, self.config.train.degenerate_alarm)
+        trainer.add_callback(progress)
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            progress.close()
+        spent = trainer.total_spent()
+        if self.run is not None:
+            if trainer.packer.reason is not None:
+                self.run.warn(trainer.packer.reason)
+            save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, self.path / "model")
+            shutil.rmtree(self.checkpoints, ignore_errors=True)  # of no use beside the final weights
+            self.run.finish({"steps": self.config.train.steps, **spent})
+        trainer.accelerator.wait_for_everyone()
+
+
+def make_trainer(
+    config: Config,
+    problems: list[Problem],
+    order: list[int],
+    settings: GRPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    engine: Engine,
+) -> ReinforcementTrainer:
+    """Join template, reader, reward, engine and model into a trainer.
+
+    Args:
+        config: the resolved configuration.
+        problems: the training split.
+        order: indices of problems in training order, a whole number of steps (see `settings.training_order`).
+        settings: TRL's configuration, from `settings.grpo_settings`.
+        tokenizer: the policy's.
+        model: fp32 master weights, changed in place.
+        engine: over weights of its own.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from forethink.rewards import load_reward
+    from forethink.templates import load_template, read
+    from forethink.tokens import document_start
+    from forethink.training.checkpoints import lora_config
+    from forethink.training.grpo import ReinforcementTrainer
+    from forethink.training.scores import score_function
+
+    knobs = config.train
+    template = load_template(config.template.name)
+    thought_open = template.opens_thought(tokenizer)
+
+    def answer(completion: Completion) -> Answer:
+        tokens = len(completion.token_ids)
+        return read(completion.text, finish=completion.finish, thought_open=thought_open, tokens=tokens)
+
+    trainer = ReinforcementTrainer(
+        model=model,
+        args=settings,
+        train_dataset=Dataset.from_dict({"prompt": [""] * len(order), "index": order}),
+        processing_class=tokenizer,
+        peft_config=lora_config(knobs.lora_rank) if knobs.lora_rank else None,
+        problems=problems,
+        engine=engine,
+        render=lambda problem: template.render(problem, tokenizer),
+        read=answer,
+        score=score_function(load_reward(config.reward), model, tokenizer, thought_open),
+        dynamic_from=knobs.dynamic_sampling_from,
+        refill=knobs.refill,
+        ntp_weight=knobs.ntp_weight,
+        bos=document_start(tokenizer),
+    )
+    trainer.remove_callback(PrinterCallback)  # its dictionaries give way to Progress
+    return trainer

@@ -1,0 +1,181 @@
+"""The warm start: short supervised training on the policy's own candidates, so that groups have a signal.
+
+GRPO learns from groups that hold both right and wrong answers. A policy that boxes 2 % of its replies has none.
+Here it is shown, at positions of the training split, how to think in the form (`thoughts`), until box rate, agreement
+with its own arg-max and the share of groups with a signal level off on held-out positions.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from forethink.config import Config
+from forethink.records import problems_metadata, read_problems
+from forethink.rundir import RunDir, hash_inputs
+from forethink.types import ForethinkError, Problem
+
+PATIENCE = 4  # probes without a better figure before training is taken to have levelled off
+_BETTER = 0.01  # a smaller gain does not count
+
+
+def pick(problems: Sequence[Problem], count: int, per_document: int, seed: int) -> list[Problem]:
+    """At most ``count`` problems in training order: documents shuffled, the problems of one document together."""
+    rng = random.Random(seed)
+    documents: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        documents[problem.document].append(problem)
+    blocks = []
+    for own in documents.values():
+        rng.shuffle(own)
+        blocks += [own[i : i + per_document] for i in range(0, len(own), per_document)]
+    rng.shuffle(blocks)
+    return [problem for block in blocks for problem in sorted(block, key=lambda p: p.index)][:count]
+
+
+def run_warmup(config: Config) -> Path:
+    """Run the stage: `<run>/problems` → `<run>/warmup/model`, or nothing where the policy needs none.
+
+    Raises:
+        ForethinkError: there are no problems, or they were made with another tokenizer.
+    """
+    folder = Path(config.run) / "problems"
+    source = folder / "train.parquet"
+    if not source.exists():
+        raise ForethinkError(f"{folder}: holds no training problems; run `forethink problems` first.")
+    run = RunDir(
+        Path(config.run) / "warmup", "warmup", config, ("model", "template", "rollout", "warmup"), hash_inputs(source)
+    )
+    if run.done:
+        print(f"{run.path}: done before")
+        return run.path
+    stage = _Stage(config, run, folder)
+    stage.run_or_skip()
+    return run.path
+
+
+class _Stage:
+    def __init__(self, config: Config, run: RunDir, folder: Path) -> None:
+        import torch
+
+        from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, token_bytes
+        from forethink.rollout import make_engine
+        from forethink.templates import load_template
+        from forethink.tokens import document_start
+
+        keep_memory()
+        self.config, self.settings, self.run = config, config.warmup, run
+        model = config.model
+        self.tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
+        made_with = problems_metadata(folder, "train").get("fingerprint")
+        if made_with != fingerprint(self.tokenizer):
+            raise ForethinkError(
+                f"{folder}: its problems were made with another tokenizer than {model.name}'s; run "
+                "`forethink problems` again with this model."
+            )
+        self.template = load_template(config.template.name)
+        self.table = token_bytes(self.tokenizer)
+        self.bos = document_start(self.tokenizer)
+        self.model = load_model(
+            model.name,
+            adapter=model.adapter,
+            dtype=torch.float32,  # master weights; autocast does the arithmetic
+            device=model.device,
+            trust_remote_code=model.trust_remote_code,
+        )
+        self.engine = make_engine(
+            config.rollout, self.model, self.tokenizer, thought_open=self.template.opens_thought(self.tokenizer)
+        )
+        self.problems = read_problems(folder, "train")
+        try:
+            held_out = read_problems(folder, "validation")
+        except ForethinkError:
+            held_out = []
+        count = min(self.settings.probe_positions, len(held_out or self.problems))
+        rng = random.Random(config.seed)
+        # Without a validation split the probe looks at training positions, which are then left out of training.
+        self.probed = rng.sample(held_out or self.problems, count)
+        taken = {problem.id for problem in self.probed}
+        self.problems = [problem for problem in self.problems if problem.id not in taken]
+        self.own = [self.table[c.ids[0]] for c in self._candidates(self.probed, 1)]
+
+    def _candidates(self, problems: Sequence[Problem], k: int) -> list[Any]:
+        from forethink.training.probe import candidates
+
+        return candidates(self.model, [[*self.bos, *p.context_ids] for p in problems], k)
+
+    def probe(self, step: int) -> Any:
+        """Load the present weights into the engine, sample, count, log."""
+        from forethink.training.probe import probe
+
+        self.engine.load(self.model, step)
+        found, _ = probe(self.engine, self.template, self.tokenizer, self.probed, self.own, self.config.seed)
+        self.run.append("metrics", [{"step": step, **found.record()}])
+        print(f"warm start, step {step}: {found.line()}", flush=True)
+        return found
+
+    def run_or_skip(self) -> None:
+        """Probe the untrained policy; train unless it already answers in the form."""
+        before = self.probe(0)
+        if before.box >= self.settings.skip_box_rate:
+            print(f"warm start skipped: the policy boxes {before.box:.0%} of its replies already")
+            self.run.finish({"skipped": True, "before": before.record()})
+            return
+        trained = self.train()
+        after = self.probe(trained["steps"])
+        self.run.finish({"skipped": False, "before": before.record(), "after": after.record(), **trained})
+
+    def examples(self) -> list[Any]:
+        """All examples in training order. Each document's contexts share one pass for their candidates."""
+        from forethink.training.supervised import Example
+        from forethink.training.thoughts import thought
+
+        rng = random.Random(self.config.seed + 1)
+        made = []
+        end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        chosen = pick(self.problems, self.settings.examples, self.settings.micro_batch, self.config.seed)
+
+        def encode(text: bytes) -> list[int]:
+            return list(self.tokenizer(text.decode(), add_special_tokens=False)["input_ids"])
+
+        for start in range(0, len(chosen), 64):
+            batch = chosen[start : start + 64]
+            for problem, own in zip(batch, self._candidates(batch, self.settings.candidates), strict=True):
+                prompt = self.template.render(problem, self.tokenizer)
+                reply = thought(
+                    problem.context_ids, own, self.table, encode, self.template.style, self.settings.tail,
+                    self.settings.candidates, rng,
+                )  # fmt: skip
+                made.append(Example((*prompt, *reply, *end), len(prompt)))
+        return made
+
+    def train(self) -> dict[str, Any]:
+        """Supervised training to the end of the examples, the minutes, or until the probes level off."""
+        from forethink.training.supervised import supervise
+
+        examples = self.examples()
+        best: list[float] = []
+
+        def look(step: int, started: float) -> bool:
+            if self.settings.minutes is not None and time.monotonic() - started > 60 * self.settings.minutes:
+                print(f"warm start: stopped after {self.settings.minutes:g} minutes", flush=True)
+                return True
+            if step % self.settings.probe_every:
+                return False
+            found = self.probe(step)
+            best.append(found.box + found.agree + found.signal)
+            level = len(best) > PATIENCE and max(best[-PATIENCE:]) < max(best[:-PATIENCE]) + _BETTER
+            if level:
+                print("warm start: box rate, agreement and signal have levelled off", flush=True)
+            return level
+
+        return supervise(
+            self.model, self.tokenizer, examples, self.run,
+            learning_rate=self.settings.learning_rate, batch=self.settings.batch,
+            micro_batch=self.settings.micro_batch, seed=self.config.seed, lora_rank=self.settings.lora_rank,
+            stop=look,
+        )  # fmt: skip

@@ -1,0 +1,67 @@
+"""Every recipe is read by the configuration, and says nothing that it does not mean."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from forethink.config import load_config
+from forethink.demo import RECIPE
+from forethink.rewards import load_reward
+from forethink.rundir import config_toml
+from forethink.selectors import load_selector
+from forethink.templates import load_template
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = [*sorted(FOLDER.glob("*.toml")), RECIPE]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    load_template(config.template.name)
+    load_reward(config.reward)
+    load_selector(config.problems.selector)
+    assert config.problems.max_context >= config.problems.min_context
+    assert config.train.problems % config.train.micro_batch == 0 or config.train.problems < config.train.micro_batch
+    written = tmp_path / "config.toml"
+    written.write_text(config_toml(config), encoding="utf-8")
+    assert load_config(written) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_hold_no_path_of_a_machine(path: Path) -> None:
+    config = load_config(path)
+    assert not Path(config.run).is_absolute() and config.run.startswith("runs/")
+    assert config.corpus.path is None or not Path(config.corpus.path).is_absolute()
+
+
+def test_every_recipe_writes_to_its_own_folder() -> None:
+    runs = [load_config(path).run for path in RECIPES]
+    assert len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_in_the_list(path: Path) -> None:
+    assert f"`{path.name}`" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_papers_recipe_has_a_figure_beside_every_value() -> None:
+    path = FOLDER / "paper_14b.toml"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r"\w+ = ", line) and not line.startswith("run = ")]
+    count = sum(len(table) if isinstance(table, dict) else 1 for table in tomllib.loads("\n".join(lines)).values())
+    assert len(values) == count - 1
+    assert all(re.search(r"  # \S", line) for line in values)
+
+
+def test_the_papers_recipe_holds_the_papers_values() -> None:
+    config = load_config(FOLDER / "paper_14b.toml")
+    assert (config.rollout.group, config.rollout.temperature, config.rollout.max_tokens) == (8, 0.8, 8192)
+    train = config.train
+    assert (train.steps, train.problems, train.learning_rate, train.clip) == (1000, 256, 1e-6, 0.2)
+    assert (train.weight_decay, train.dynamic_sampling_from, train.ntp_weight) == (0.01, 500, 0.0)
+    assert config.score.top_k == 16 and config.eval.thresholds == (0.5, 1.0, 1.5)
