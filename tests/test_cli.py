@@ -13,6 +13,7 @@ import pytest
 from forethink import __version__, cli
 from forethink.config import Config, load_config
 from forethink.keys import describe_keys
+from forethink.records import problems_metadata, scored_metadata
 from forethink.types import ForethinkError
 
 HEAVY = ("torch", "transformers", "trl", "datasets", "pydantic", "numpy")
@@ -179,6 +180,8 @@ def test_eval_of_a_corpus_scores_it_first(
     own = tmp_path / "r" / "eval_corpus" / "held-out.jsonl"
     assert (own / "score" / "run.json").exists() and (own / "problems" / "validation.parquet").exists()
     assert not (tmp_path / "r" / "score").exists()
+    scored = scored_metadata(own / "score")["fingerprint"]  # one tokenizer: problems take the scored ids as they are
+    assert scored == problems_metadata(own / "problems", "validation")["fingerprint"]
     positions = (tmp_path / "r" / "before" / "positions.jsonl").read_text().splitlines()
     assert len(positions) == 4
     capsys.readouterr()

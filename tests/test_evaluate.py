@@ -26,9 +26,9 @@ from forethink.types import ForethinkError, Problem
 
 ENTROPIES = (0.3, 0.7, 1.2, 1.8)
 TEXTS = [
-    f"Chapter {i}. The {animal} went to the {place} and saw that nothing there had changed since the spring of 19{i}7; "
-    "it drank some water, looked twice over its shoulder, and then slowly walked back along the narrow path, past the "
-    "mill and the two old bridges, until the light was gone and the first stars stood above the roofs of the village."
+    f"Chapter {i}. The {animal} went to the {place} and saw that nothing there had changed since the spring of "
+    f"19{i}7; it drank some water, looked twice over its shoulder, and then slowly walked back along the narrow path, "
+    "past the mill and the two old bridges, until the light was gone and the stars stood above the village."
     for i, (animal, place) in enumerate([("fox", "river"), ("heron", "pond"), ("goat", "hill"), ("cat", "barn")])
 ]
 
@@ -117,7 +117,7 @@ def test_plain_figures_equal_a_naive_pass_at_every_position(name, max_context, b
 
 
 def test_a_document_is_paid_for_once(tiny_llama, smollm2_tokenizer, monkeypatch):
-    import forethink.evaluate.accuracy as accuracy
+    from forethink.evaluate import accuracy
 
     run: list[int] = []
     body = accuracy.body_states
@@ -371,7 +371,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(setting):
     from forethink.rundir import config_toml
 
     config, _ = setting
-    keys = {"eval__samples": 2, "eval__positions": 1000}
+    keys = {"eval__samples": 2, "eval__positions": 80, "rollout__batch": 32, "rollout__max_tokens": 4}
     whole = run_eval(config(eval__name="whole", **keys))
     stopped = config(eval__name="stopped", **keys)
     recipe = Path(stopped.run) / "recipe.toml"

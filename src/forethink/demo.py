@@ -154,13 +154,12 @@ def _report(console: Console, config: Config, evaluations: Mapping[str, Path]) -
     from rich.table import Table
 
     figures = {name: Figures.of(path) for name, path in evaluations.items()}
-    table = Table(title=f"{next(iter(figures.values())).positions} held-out positions, the same in every row")
-    table.add_column("")
+    console.print(f"\n{next(iter(figures.values())).positions} held-out positions, the same in every row:")
+    table = Table("")
     for name in ("plain accuracy", "reasoning accuracy", "box rate"):
         table.add_column(name, justify="right")
     for name, one in figures.items():
         table.add_row(name, f"{one.plain:.1%}", f"{one.reasoning:.1%}", f"{one.box:.1%}")
-    console.print()
     console.print(table)
     run = Path(config.run)
     both = quarters(read_jsonl(run / "train" / "metrics.jsonl"))
@@ -172,7 +171,8 @@ def _report(console: Console, config: Config, evaluations: Mapping[str, Path]) -
         _show(console, problems[group[0]["problem"]], group)
     console.print(
         f"\nWhere to look next: {run}/train/samples.jsonl (every thought), {run}/train/metrics.jsonl (every step),\n"
-        f"{evaluations['after RPT']}/eval.json (intervals), docs/tutorial.md (the same on your own text)."
+        f"{evaluations['after RPT']}/eval.json (intervals), docs/tutorial.md (the same on your own text).",
+        soft_wrap=True,
     )
 
 

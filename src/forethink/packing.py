@@ -18,7 +18,7 @@ logits of [tokens × vocabulary] never exist as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,8 @@ class Pack:
         """The same pack on another device."""
         if self.ids_t.device == torch.device(device):
             return self
-        tensors = (t.to(device) for t in (self.ids_t, self.positions_t, self.visible, self.sources, self.targets))
-        return Pack(*tensors, self.members, self.spans, self.unpacked)
+        names = ("ids_t", "positions_t", "visible", "sources", "targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -69,15 +69,23 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def pack(
-    sequences: Sequence[Sequence[int]], starts: Sequence[int], max_tokens: int = 4096, share: bool = True
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    max_tokens: int = 4096,
+    share: bool = True,
+    pairs_a_token: int = 1024,
 ) -> list[Pack]:
     """Merge sequences into prefix trees of at most ``max_tokens`` tokens (a longer sequence gets its own).
+
+    A tree of N tokens costs N² query-key pairs, masked or not. A sequence joins the tree before it only where the
+    prefix it need not repeat is worth more than the pairs it adds.
 
     Args:
         sequences: token ids, one list a sequence.
         starts: for each sequence, the index of the first token whose log-probability is asked for (≥ 1).
         max_tokens: size at which a tree is closed and a new one begun.
         share: False gives every sequence a tree of its own: the plain path, for checks and as fallback.
+        pairs_a_token: pairs that take as long as one token takes in the linear layers, about twice the hidden size.
     """
     order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))  # neighbours share the most
     packs: list[Pack] = []
@@ -86,8 +94,10 @@ def pack(
         sequence = sequences[number]
         if not 1 <= starts[number] < len(sequence):
             raise ValueError(f"sequence {number}: start {starts[number]} outside 1 … {len(sequence) - 1}")
-        fresh = len(sequence) - _common_prefix(sequence, tree.last)
-        if tree.members and (not share or len(tree.ids) + fresh > max_tokens):
+        shared = _common_prefix(sequence, tree.last)
+        size, fresh = len(tree.ids), len(sequence) - shared
+        added = (size + fresh) ** 2 - size**2 - len(sequence) ** 2
+        if tree.members and (not share or size + fresh > max_tokens or added > shared * pairs_a_token):
             packs.append(tree.close())
             tree = _Tree()
         tree.add(number, sequence, starts[number])

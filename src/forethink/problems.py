@@ -108,7 +108,10 @@ def _problem(
     """The problem at the proxy's index ``at``, which is the policy's ``index``; None where the cut leaves nothing."""
     knobs, text = config.problems, document.text
     start = ends[index - 1] if index else 0
-    first = max(0, index - knobs.max_context)
+    # Cuts fall on multiples of half the longest context, so that neighbouring positions of a long document keep a
+    # prefix in common: cut token by token, no two would share one, and every stage would pay for each context anew.
+    stride = max(1, knobs.max_context // 2)
+    first = -(-max(0, index - knobs.max_context) // stride) * stride
     while first < index and not whole_character(text, ends[first - 1] if first else 0):
         first += 1  # the cut fell inside a character: whole tokens more, to its end
     if first == index:

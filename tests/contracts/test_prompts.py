@@ -60,7 +60,7 @@ def test_the_context_is_whole_in_the_prompt(kind, name):
         assert prompt_bytes(tokenizer, ids) == before + context.encode() + after
         assert ids == [*prefix, *task.context_ids, *suffix]
     # What the template itself puts around the context begins and ends visibly: no space creeps in at the joint.
-    assert not before.endswith(b" ") or name == "v4"
+    assert not before.endswith(b" ")
     assert after.startswith((b"<", b"```", b"[end of text]"))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from forethink import cli
 from forethink.config import load_config
 from forethink.demo import RECIPE
 from forethink.rewards import load_reward
@@ -65,3 +67,32 @@ def test_the_papers_recipe_holds_the_papers_values() -> None:
     assert (train.steps, train.problems, train.learning_rate, train.clip) == (1000, 256, 1e-6, 0.2)
     assert (train.weight_decay, train.dynamic_sampling_from, train.ntp_weight) == (0.01, 500, 0.0)
     assert config.score.top_k == 16 and config.eval.thresholds == (0.5, 1.0, 1.5)
+
+
+def _documented() -> list[list[str]]:
+    """Every `forethink` command in a shell block of the documentation."""
+    root = FOLDER.parent
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    blocks = [
+        b for page in pages for b in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    return [command[1:] for command in commands if command and command[0] == "forethink"]
+
+
+@pytest.mark.parametrize("arguments", _documented(), ids=" ".join)
+def test_documented_commands_are_understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    name, *rest = arguments
+    assert name in cli.COMMANDS
+    if name != "keys":
+        config = cli._config(cli._parser(name).parse_intermixed_args(rest))
+        assert config.run.startswith("runs/")
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name != "keys"])
+def test_the_examples_of_help_are_understood(name: str) -> None:
+    program, own, *rest = shlex.split(cli.COMMANDS[name].example)
+    assert (program, own) == ("forethink", name)
+    assert cli._config(cli._parser(name).parse_intermixed_args(rest)).run.startswith("runs/")

@@ -112,8 +112,8 @@ def make_engine(
             )
         case "scripted":
             raise types.ForethinkError(
-                "rollout.engine=scripted: its answers are in no configuration; make a ScriptedEngine in Python, or choose "
-                "transformers or vllm."
+                "rollout.engine=scripted: its answers are in no configuration; make a ScriptedEngine in Python, or "
+                "choose transformers or vllm."
             )
 
 

@@ -53,7 +53,7 @@ def run_score(config: Config) -> Path:
     )
     metadata = {
         "proxy": name,
-        "tokenizer": fingerprint(tokenizer),
+        "fingerprint": fingerprint(tokenizer),
         "top_k": str(config.score.top_k),
         "window": str(config.score.window),
         "overlap": str(config.score.overlap),

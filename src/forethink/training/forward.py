@@ -10,9 +10,10 @@ import contextlib
 import functools
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,6 +74,11 @@ def _bare(model: PreTrainedModel) -> Iterator[None]:
             model.__dict__["forward"] = wrapped
 
 
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The bare model: below PEFT's wrapper where there is one."""
+    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
 @torch.no_grad()
 def inference_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """A policy's weights under the bare model's names: LoRA merged (the policy keeps it apart), shards gathered.
@@ -81,7 +87,7 @@ def inference_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     """
     from peft.tuners.lora import LoraLayer
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     weights = {}
     for name, parameter in base.named_parameters():
         if ".lora_" not in name and not name.startswith("lora_"):
@@ -120,4 +126,5 @@ class Packer:
             self.share = difference is None
             if difference is not None:
                 self.reason = f"{difference}; every sequence is run alone, which is slower and equally right."
-        return pack(sequences, starts, self.max_tokens, self.share)
+        width = self.model.config.get_text_config().hidden_size
+        return pack(sequences, starts, self.max_tokens, self.share, 2 * width)

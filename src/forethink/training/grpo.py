@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOTrainer

@@ -33,8 +33,8 @@ def candidates(
     """
     found: list[Candidates] = [Candidates((), ())] * len(contexts)
     # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
-    for one in pack([[*context, 0] for context in contexts], [len(c) for c in contexts], max_tokens):
-        one = one.to(model.device)
+    for tree in pack([[*context, 0] for context in contexts], [len(c) for c in contexts], max_tokens):
+        one = tree.to(model.device)
         logits = head_logits(model, body_states(model, one)[one.sources])
         top = logits.softmax(-1).topk(k, -1)
         for row, member in enumerate(one.members):

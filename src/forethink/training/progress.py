@@ -53,8 +53,9 @@ class Progress(TrainerCallback):
         share = sum(self._degenerate) / len(self._degenerate)
         length, first = record["thought_characters"], self._first_length
         if len(self._degenerate) == WINDOW and share > self.alarm:
-            self._warn(run, record["step"], "of groups give no gradient", f"{share:.0%} {{}}: all right or all wrong, "
-                       f"over {WINDOW} steps; choose other positions (problems.selector) or a longer warm start")  # fmt: skip
+            why = f"{share:.0%} {{}}: all right or all wrong, over {WINDOW} steps"
+            remedy = "choose other positions (problems.selector) or a longer warm start"
+            self._warn(run, record["step"], "of groups give no gradient", f"{why}; {remedy}")
         if record["distinct_thoughts"] < SAME_THOUGHTS:
             self._warn(run, record["step"], "of thoughts are distinct", f"only {record['distinct_thoughts']:.0%} {{}}")
         if first and length < SHRUNK * first:

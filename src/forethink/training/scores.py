@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -118,7 +119,7 @@ class Scorer:
         """Cosine of the mean input embeddings of the prediction and of as many true tokens."""
         if not prediction:
             return None
-        table = self.model.get_input_embeddings().weight
+        table = cast(Tensor, self.model.get_input_embeddings().weight)
         mine = table[list(prediction)].float().mean(0)
         true = table[list(target[: len(prediction)])].float().mean(0)
         return float(torch.nn.functional.cosine_similarity(mine, true, dim=0))

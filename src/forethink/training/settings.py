@@ -70,7 +70,7 @@ def grpo_settings(config: Config, folder: Path, cpu: bool) -> GRPOConfig:
             raise ForethinkError(f"[trl]: GRPOConfig of the installed TRL has no {key!r}; mend the name.")
     # TRL checkpoints activations by default; prefix trees need little memory. transformers is renaming the key.
     checkpointing = [key for key in ("activation_checkpointing", "gradient_checkpointing") if key in known]
-    off = {} if any(key in config.trl for key in checkpointing) else {checkpointing[0]: False}
+    off: dict[str, Any] = {} if any(key in config.trl for key in checkpointing) else {checkpointing[0]: False}
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if knobs.problems % processes:
         raise ForethinkError(f"train.problems is {knobs.problems}; make it a multiple of the {processes} processes.")
@@ -78,7 +78,7 @@ def grpo_settings(config: Config, folder: Path, cpu: bool) -> GRPOConfig:
         raise ForethinkError("rollout.group is 1, and a group of one has no advantage; set it to 2 or more.")
     local = knobs.problems // processes
     micro = max(size for size in range(1, min(knobs.micro_batch, local) + 1) if local % size == 0)
-    settings = {
+    settings: dict[str, Any] = {
         **_FIXED,
         **_DEFAULTS,
         **off,

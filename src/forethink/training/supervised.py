@@ -30,7 +30,7 @@ from transformers import (
 from forethink.flops import Flops
 from forethink.rundir import RunDir, read_jsonl
 from forethink.training.checkpoints import mark_complete, newest_checkpoint, save_model, with_lora
-from forethink.training.forward import Packer, install, packed
+from forethink.training.forward import Packer, base_of, install, packed
 from forethink.types import ForethinkError
 
 
@@ -65,7 +65,7 @@ class SupervisedTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", list)
         super().__init__(*args, **kwargs)
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        base = base_of(self.model)
         install(base)
         self.packer = Packer(base)
         self.flops = 0
@@ -83,7 +83,7 @@ class SupervisedTrainer(Trainer):
     def _prepare_inputs(self, inputs: list[Example]) -> list[Example]:  # type: ignore[override]
         return inputs  # packs are moved to the device when they are run
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: torch.nn.Module,
         inputs: list[Example],
@@ -179,9 +179,7 @@ def supervise(
 class _Log(TrainerCallback):
     """metrics.jsonl, one line in the terminal a log, checkpoints marked complete, and the caller's stop."""
 
-    def __init__(
-        self, run: RunDir, trainer: SupervisedTrainer, stop: Callable[[int, float], bool] | None
-    ) -> None:
+    def __init__(self, run: RunDir, trainer: SupervisedTrainer, stop: Callable[[int, float], bool] | None) -> None:
         self.run, self.trainer, self.stop = run, trainer, stop
         self.started = time.monotonic()
         self.loss = float("nan")

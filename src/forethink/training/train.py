@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forethink.config import Config
 from forethink.records import problems_metadata, read_problems
@@ -81,11 +81,14 @@ class _Stage:
     def train(self) -> None:
         """Load, train, save."""
         import torch
+        from transformers.utils import logging
 
         from forethink.models import keep_memory
         from forethink.training.settings import grpo_settings, training_order
 
         keep_memory()
+        if not sys.stderr.isatty():
+            logging.disable_progress_bar()  # of every file it writes; in a log they are noise
         problems = self._problems()
         device = self.config.model.device
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
@@ -158,7 +161,7 @@ class _Stage:
         return make_engine(self.config.rollout, twin, tokenizer, thought_open=thought_open)
 
     def _write_samples(self, step: int, groups: list[Group]) -> None:
-        from accelerate.utils import gather_object
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
         from forethink.training.groups import sample_records
 

@@ -80,15 +80,12 @@ class _Stage:
         self.template = load_template(config.template.name)
         self.table = token_bytes(self.tokenizer)
         self.bos = document_start(self.tokenizer)
-        self.model = load_model(
-            model.name,
-            adapter=model.adapter,
-            dtype=torch.float32,  # master weights; autocast does the arithmetic
-            device=model.device,
-            trust_remote_code=model.trust_remote_code,
-        )
+        named = {"adapter": model.adapter, "device": model.device, "trust_remote_code": model.trust_remote_code}
+        # Two copies: fp32 master weights that train, and what answers and says its candidates, fast.
+        self.model = load_model(model.name, dtype=torch.float32, **named)
+        self.twin = load_model(model.name, dtype=model.dtype, **named)
         self.engine = make_engine(
-            config.rollout, self.model, self.tokenizer, thought_open=self.template.opens_thought(self.tokenizer)
+            config.rollout, self.twin, self.tokenizer, thought_open=self.template.opens_thought(self.tokenizer)
         )
         self.problems = read_problems(folder, "train")
         try:
@@ -104,15 +101,17 @@ class _Stage:
         self.own = [self.table[c.ids[0]] for c in self._candidates(self.probed, 1)]
 
     def _candidates(self, problems: Sequence[Problem], k: int) -> list[Any]:
+        """The untrained policy's own next tokens: asked before the engine's first new weights."""
         from forethink.training.probe import candidates
 
-        return candidates(self.model, [[*self.bos, *p.context_ids] for p in problems], k)
+        return candidates(self.twin, [[*self.bos, *p.context_ids] for p in problems], k)
 
     def probe(self, step: int) -> Any:
         """Load the present weights into the engine, sample, count, log."""
+        from forethink.training.forward import inference_weights
         from forethink.training.probe import probe
 
-        self.engine.load(self.model, step)
+        self.engine.load(inference_weights(self.model), step)
         found, _ = probe(self.engine, self.template, self.tokenizer, self.probed, self.own, self.config.seed)
         self.run.append("metrics", [{"step": step, **found.record()}])
         print(f"warm start, step {step}: {found.line()}", flush=True)
