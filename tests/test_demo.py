@@ -69,8 +69,8 @@ def test_the_stages_are_joined(
     ]  # fmt: skip
     assert cli.main(command) == 0
     out = capsys.readouterr().out
-    for part in ("1/7 score", "7/7 eval", "held-out positions, the same in every row", "after warm start", "after RPT", "look next",
-                 "in the first quarter of steps", "One position", "true text"):  # fmt: skip
+    rows = ("held-out positions, the same in every row", "after warm start", "after RPT")
+    for part in ("1/7 score", "7/7 eval", *rows, "first quarter of steps", "One position", "true text", "look next"):
         assert part in out, part
     assert not Path("d/warmup/model").exists()  # skipped, so the policy itself stands in the middle row
     assert cli.main(command) == 0  # finished stages are kept: only the report is printed again

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forethink import packing
+from forethink import head
 from forethink.packing import check_packing, pack, sequence_logprobs
 
 
@@ -77,7 +77,7 @@ def test_a_model_whose_attention_ignores_the_mask_is_found_out(tiny_llama):
     "changes", [{}, {"final_logit_softcapping": 5.0}, {"logit_scale": 0.3}, {"logits_scaling": 4.0}]
 )
 def test_the_chunked_head_has_autograd_s_own_gradient(tiny_llama, changes, monkeypatch):
-    monkeypatch.setattr(packing, "HEAD_CHUNK", 3)
+    monkeypatch.setattr(head, "HEAD_CHUNK", 3)
     model = copy.deepcopy(tiny_llama)
     for key, value in changes.items():
         setattr(model.config, key, value)
@@ -90,7 +90,7 @@ def test_the_chunked_head_has_autograd_s_own_gradient(tiny_llama, changes, monke
     logits = (logits if cap is None else torch.tanh(logits / cap) * cap) / 0.8
     plain = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     expected = torch.autograd.grad(plain @ upstream, [hidden, model.lm_head.weight])
-    logprobs, entropies = packing.head_logprobs(model, hidden, targets, 0.8)
+    logprobs, entropies = head.head_logprobs(model, hidden, targets, 0.8)
     found = torch.autograd.grad(logprobs @ upstream, [hidden, model.lm_head.weight])
 
     torch.testing.assert_close(logprobs, plain, rtol=1e-5, atol=1e-5)

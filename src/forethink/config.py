@@ -78,7 +78,7 @@ class Problems(_Section):
     fraction: float = Field(default=0.2, gt=0, le=1)  # for `top_fraction` and `random`
     per_document: int | None = Field(default=16, ge=1)  # problems a document may give; None: no limit
     min_context: int = Field(default=16, ge=1)  # tokens before the position
-    max_context: int = Field(default=512, ge=1)  # longest context, tokens; cut from the left, at multiples of half of it
+    max_context: int = Field(default=512, ge=1)  # longest context in tokens; cut from the left, by halves of it
     max_target: int = Field(default=16, ge=1)  # tokens of true continuation kept
     validation: float = Field(default=0.0, ge=0, le=1)  # share of documents in the validation split
 

@@ -76,11 +76,11 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     source, gguf = _source(name)
-    extra = {"gguf_file": gguf} if gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **extra)
         if gguf:
-            _restore_digits(tokenizer, Path(source) / gguf)
+            tokenizer = _gguf_tokenizer(source, gguf)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError, IndexError, struct.error) as error:
         raise _loading_error(name, "tokenizer", error) from None
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -88,19 +88,22 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def _restore_digits(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """SmolLM's vocabulary was learnt with digits split off first; transformers' GGUF reader leaves that out.
-
-    It matters for white space before a digit: "\\n\\n2" is one token and a digit, not two tokens and a digit.
-    """
+def _gguf_tokenizer(folder: str, file: str) -> PreTrainedTokenizerBase:
     from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.integrations.gguf import read_gguf_metadata
 
-    metadata, _ = read_gguf_metadata(str(path))
+    metadata, _ = read_gguf_metadata(str(Path(folder) / file))
+    # A byte-level tokenizer is the same through either class, but the second reads the whole file first, for seconds.
+    kind = PreTrainedTokenizerFast if metadata.get("tokenizer.ggml.model") == "gpt2" else AutoTokenizer
+    tokenizer = cast("PreTrainedTokenizerBase", kind.from_pretrained(folder, gguf_file=file))
     if metadata.get("tokenizer.ggml.pre") == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        # SmolLM's vocabulary was learnt with digits split off first; transformers' GGUF reader leaves that out. It
+        # matters for white space before a digit: "\n\n2" is one token and a digit, not two tokens and a digit.
+        cast(Any, tokenizer).backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    return tokenizer
 
 
 def model_inputs(name: str) -> dict[str, str]:

@@ -11,8 +11,7 @@ It asks of the model only what every Hugging Face decoder takes: a four-dimensio
 Sliding-window layers get the mask cut to their window. `check_packing` compares with the plain path on first use;
 where a model's attention ignores such masks (linear attention, some flash kernels) the plain path is taken.
 
-The language-model head runs only on tokens whose successor is asked for, in chunks, recomputed in the backward pass:
-logits of [tokens × vocabulary] never exist as a whole.
+The language-model head runs only on tokens whose successor is asked for (`head`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-HEAD_CHUNK = 512  # rows of logits in memory at once
+from forethink.head import head_logprobs
 
 
 @dataclass(frozen=True)
@@ -167,99 +166,6 @@ def attention_mask(config: Any, pack: Pack, dtype: torch.dtype) -> Tensor | dict
     if kinds:
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding
-
-
-class _HeadLogprobs(torch.autograd.Function):
-    """log p(target) and entropy of one chunk of rows, keeping hidden states instead of logits for the backward pass.
-
-    The softmax kernel is the one pass over the vocabulary that is fused and vectorised on CPU and GPU alike, so
-    everything is derived from it: with p* the largest probability and z* its logit, the normaliser is z* − log p*,
-    which cannot underflow, and d log p(target) / d logits = onehot(target) − p.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, config: Any
-    ) -> tuple[Tensor, Tensor]:
-        logits = _logits(hidden, weight, bias, temperature, config)
-        probabilities = torch.softmax(logits, -1)
-        top = logits.argmax(-1, keepdim=True)
-        normaliser = (logits.gather(-1, top) - probabilities.gather(-1, top).log())[:, 0]
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        entropies = normaliser - torch.linalg.vecdot(probabilities, logits)
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.temperature, ctx.config = temperature, config
-        ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
-        upstream = gradients[0][:, None]
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        capped = getattr(ctx.config.get_text_config(), "final_logit_softcapping", None)
-        with torch.no_grad():
-            logits = _logits(hidden, weight, bias, ctx.temperature, ctx.config)
-            slope = torch.softmax(logits, -1).mul_(-upstream)
-            slope.scatter_add_(-1, targets[:, None], upstream)
-            if capped is not None:  # d (cap · tanh(z / cap)) / dz = 1 − tanh²
-                slope.mul_(1 - (logits * ctx.temperature / capped).square_())
-            slope = slope.mul_(_logit_factor(ctx.config) / ctx.temperature).to(hidden.dtype)
-            d_hidden = slope @ weight.to(hidden.dtype) if needs_hidden else None
-            d_weight = (slope.T @ hidden).to(weight.dtype) if needs_weight else None
-            d_bias = slope.sum(0).to(bias.dtype) if bias is not None and needs_bias else None
-        return d_hidden, d_weight, d_bias, None, None, None
-
-
-def _logit_factor(config: Any) -> float:
-    text = config.get_text_config()
-    factor = 1.0 if getattr(text, "logit_scale", None) is None else float(text.logit_scale)
-    return factor if getattr(text, "logits_scaling", None) is None else factor / float(text.logits_scaling)
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, config: Any) -> Tensor:
-    """Logits over the temperature in fp32, with what Cohere and Granite (a scale) and Gemma (a soft cap) do to them."""
-    logits = torch.nn.functional.linear(
-        hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-    ).float()
-    factor = _logit_factor(config) / temperature
-    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    if cap is not None:
-        return logits.mul_(_logit_factor(config) / cap).tanh_().mul_(cap / temperature)
-    return logits if factor == 1 else logits.mul_(factor)
-
-
-def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits [M, V] in fp32 of hidden states [M, D], as the model itself would give them. No gradient is kept."""
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        return _logits(hidden, head.weight, getattr(head, "bias", None), 1.0, model.config)
-
-
-def head_logprobs(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of ``targets`` [M] and (detached) entropies in nats [M] from hidden states [M, D], both fp32.
-
-    Only `HEAD_CHUNK` rows of logits exist at once; the backward pass recomputes them. Under autocast the product
-    runs in the autocast type, the softmax always in fp32.
-    """
-    head = model.get_output_embeddings()
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        hidden = hidden.to(torch.get_autocast_dtype(kind))
-    bias = getattr(head, "bias", None)
-    pieces = []
-    with torch.autocast(kind, enabled=False):
-        # One cast for all chunks, inside the graph: its backward adds the chunks' gradients to the master weight.
-        weight = head.weight.to(hidden.dtype)
-        for begin in range(0, len(targets), HEAD_CHUNK):
-            rows = slice(begin, begin + HEAD_CHUNK)
-            pieces.append(_HeadLogprobs.apply(hidden[rows], weight, bias, targets[rows], temperature, model.config))
-    if not pieces:
-        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
-    logprobs, entropies = zip(*pieces, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def forward_pack(model: PreTrainedModel, pack: Pack, temperature: float = 1.0) -> tuple[Tensor, Tensor]:

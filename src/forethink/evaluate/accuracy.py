@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from forethink.config import Config
-from forethink.packing import Pack, body_states, head_logits, head_logprobs
+from forethink.head import head_logits, head_logprobs
+from forethink.packing import Pack, body_states
 from forethink.rewards import outcome, right_if_stripped
 from forethink.rollout import Engine
 from forethink.rundir import RunDir, read_jsonl

@@ -39,9 +39,13 @@ class Split:
         return bool(position["band"] == self.name)
 
 
+def _nats(value: float) -> str:
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
+
+
 def splits(thresholds: Sequence[float]) -> list[Split]:
     """Nested splits, one a threshold (easy, medium, hard where there are three), then the disjoint bands."""
-    shown = [f"{t:.1f}" if round(t, 1) == t else f"{t:g}" for t in thresholds]
+    shown = [_nats(t) for t in thresholds]
     names = ["easy", "medium", "hard"] if len(thresholds) == 3 else [f"above {t}" for t in shown]
     ends: list[float | None] = [*thresholds[1:], None]
     nested = [Split(name, "nested", above, None) for name, above in zip(names, thresholds, strict=True)]
@@ -245,7 +249,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, sign:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['split']} (> {row['above']:g})" if row["kind"] == "nested" and "above" in row else row["split"]
+    return f"{row['split']} (> {_nats(row['above'])})" if row["kind"] == "nested" and "above" in row else row["split"]
 
 
 def show(result: Mapping[str, Any]) -> None:
@@ -257,9 +261,7 @@ def show(result: Mapping[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)  # a file has no width
-    single = result["samples"] == 1
-    kind = "Wilson" if single else "plain Wilson, reasoning by bootstrap over documents"
-    title = f"{result['model']['name']}: next-token accuracy in %, 95 % intervals ({kind})"
+    title = f"{result['model']['name']}: next-token accuracy in %"
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", box=box.SIMPLE)
@@ -276,6 +278,8 @@ def show(result: Mapping[str, Any]) -> None:
             _label(row), str(row["positions"]), *cells, end_section=row is result["rows"][_last_nested(result)]
         )
     console.print(main)
+    kind = "Wilson" if result["samples"] == 1 else "Wilson for plain, bootstrap over documents for reasoning"
+    console.print(f"95 % intervals: {kind}; {result['samples']} sample(s) a position")
     perplexity = result["perplexity"]
     console.print(
         f"perplexity {'–' if perplexity is None else f'{perplexity:.2f}'} over {result['context_tokens']:,} tokens"

@@ -14,12 +14,13 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from forethink import config as settings
+from forethink.head import scaled
 from forethink.models import encode_document, token_bytes
 from forethink.scoring.entropy import Stats, position_stats
 from forethink.tokens import document_start
@@ -221,14 +222,7 @@ class Scorer:
 
     def _head(self, hidden: Tensor) -> Tensor:
         """Logits [n, V] of hidden states [n, d], as the common decoders make them."""
-        logits = self.model.get_output_embeddings()(hidden)
-        config: Any = self.model.config.get_text_config()
-        if getattr(config, "logit_scale", None) is not None:  # Cohere
-            logits = logits * config.logit_scale
-        if getattr(config, "logits_scaling", None) is not None:  # Granite
-            logits = logits / config.logits_scaling
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return scaled(self.model.get_output_embeddings()(hidden), self.model.config)
 
     def _differs(self, row: Tensor) -> bool:
         """Whether the chunked head's logits on one short row are other than the model's own."""

@@ -127,7 +127,7 @@ def figures(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
     """What a step's sampled groups look like, over all that were sampled, kept or not.
 
     ``entropy`` is the mean of −log p over sampled tokens: an unbiased estimate of the sampling distribution's
-    entropy a token, in nats. Keys under ``count/`` add up over processes, the others are means.
+    entropy a token, in nats. Two keys are counts, the others means.
     """
     completions = [c for group in seen for c in group.completions]
     answered = [(answer, group.problem) for group in seen for answer in group.answers]
@@ -146,12 +146,23 @@ def figures(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
         "groups/all_wrong": verdicts["all_wrong"] / len(seen),
         "groups/degenerate": (verdicts["all_right"] + verdicts["all_wrong"]) / len(seen),
         "groups/signal": sum(group.signal for group in seen) / len(seen),
-        "count/groups_sampled": float(len(seen)),
-        "count/groups_kept": float(len(kept)),
+        "groups/sampled": float(len(seen)),
+        "groups/kept": float(len(kept)),
         "completion_tokens": tokens / n,
         "thought_characters": sum(map(len, thoughts)) / n,
         "distinct_thoughts": len(set(thoughts)) / n,
         "entropy": -sum(sum(c.logprobs) for c in completions) / max(tokens, 1),
+    }
+
+
+def pooled(everyone: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The `figures` of several processes as one: counts add up, means are weighted by groups sampled."""
+    groups = [one["groups/sampled"] for one in everyone]
+    return {
+        name: sum(one[name] for one in everyone)
+        if name in ("groups/sampled", "groups/kept")
+        else sum(one[name] * n for one, n in zip(everyone, groups, strict=True)) / sum(groups)
+        for name in everyone[0]
     }
 
 

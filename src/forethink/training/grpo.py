@@ -38,7 +38,7 @@ from forethink.rollout import Engine, check_version
 from forethink.rundir import write_atomic
 from forethink.training.checkpoints import mark_complete
 from forethink.training.forward import Packer, inference_weights, install, packed
-from forethink.training.groups import Group, Scored, advantages, collate, figures, idle_group
+from forethink.training.groups import Group, Scored, advantages, collate, figures, idle_group, pooled
 from forethink.types import Answer, Completion, ForethinkError, Problem
 
 SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
@@ -173,13 +173,15 @@ class ReinforcementTrainer(GRPOTrainer):
         return batches
 
     def _plain_texts(self, problems: Sequence[Problem]) -> list[Problem]:
-        """Problems whose contexts hold the step's plain text, each position once as far as contexts are nested."""
-        found: list[Problem] = []
-        for problem in sorted(problems, key=lambda p: (p.document, -len(p.context_ids), p.id)):
-            before = found[-1] if found and found[-1].document == problem.document else None
-            if before is None or before.context_ids[: len(problem.context_ids)] != problem.context_ids:
-                found.append(problem)
-        return found
+        """Problems whose contexts hold the step's plain text: of nested ones, on whatever process, the longest."""
+
+        def place(problem: Problem) -> tuple[str, int]:
+            return problem.document, problem.index - len(problem.context_ids)
+
+        longest: dict[tuple[str, int], int] = {}
+        for key, index in gather_object([(place(problem), problem.index) for problem in problems]):
+            longest[key] = max(index, longest.get(key, 0))
+        return [problem for problem in problems if longest[place(problem)] == problem.index]
 
     def _learnt(self, text: Problem) -> list[bool]:
         """Which of a context's tokens the next-token loss sees: those that something precedes, less RL's targets."""
@@ -197,7 +199,7 @@ class ReinforcementTrainer(GRPOTrainer):
             return torch.zeros((), device=self.accelerator.device)
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def _get_per_token_logps_and_entropies(  # type: ignore[override]
+    def _get_per_token_logps_and_entropies(
         self, model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, **_: Any
     ) -> tuple[Tensor, Tensor, None]:
         width = input_ids.shape[1] - logits_to_keep
@@ -242,16 +244,9 @@ class ReinforcementTrainer(GRPOTrainer):
     # -- what a step says of itself, what a checkpoint keeps -----------------------------------------------------
 
     def _log_groups(self, seen: list[Group], kept: list[Group]) -> None:
-        mine = figures(seen, kept)
-        everyone = gather_object([mine])
-        weight = sum(one["count/groups_sampled"] for one in everyone)
-        for name in mine:
-            if name.startswith("count/"):
-                value = sum(one[name] for one in everyone)
-            else:
-                value = sum(one[name] * one["count/groups_sampled"] for one in everyone) / weight
-            self._metrics["train"][name.replace("count/groups_", "groups/")].append(value)
-        self._figures = {"entropy": self._metrics["train"]["entropy"][-1]}
+        self._figures = pooled(gather_object([figures(seen, kept)]))
+        for name, value in self._figures.items():
+            self._metrics["train"][name].append(value)
 
     def total_spent(self) -> dict[str, float]:
         """Tokens, FLOPs and seconds since the run began, over all processes (seconds: of the slowest)."""
@@ -275,6 +270,7 @@ class ReinforcementTrainer(GRPOTrainer):
             total["flops/total"] = sum(value for name, value in total.items() if name.startswith("flops/"))
             logs |= total | {"step_seconds": seconds, "tokens_per_second": tokens / seconds}
             self._metrics["train"]["entropy"] = [self._figures["entropy"]]
+            self._metrics["train"]["update_seconds"] = self._metrics["train"].pop("step_time", [0.0])
         super().log(logs, start_time)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from forethink.packing import body_states, head_logits, pack
+from forethink.head import head_logits
+from forethink.packing import body_states, pack
 from forethink.rewards import degenerate, outcome
 from forethink.rollout import Engine
 from forethink.templates import Template, read

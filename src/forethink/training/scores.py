@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethink.flops import Flops
-from forethink.packing import body_states, head_logprobs, pack
+from forethink.head import head_logprobs
+from forethink.packing import body_states, pack
 from forethink.rewards import Reward, needs, score_group
 from forethink.templates import box_opens
 from forethink.tokens import document_start, encode_document, token_bytes

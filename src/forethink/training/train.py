@@ -39,7 +39,7 @@ def run_train(config: Config) -> Path:
     path = Path(config.run) / "train"
     try:
         stage = _Stage(config, path)
-        if stage.run is None or not stage.run.done:
+        if not stage.done:
             stage.train()
     except KeyboardInterrupt:
         found = sorted(int(p.parent.name.rsplit("-", 1)[1]) for p in path.glob("checkpoints/checkpoint-*/complete"))
@@ -67,6 +67,14 @@ class _Stage:
         own = (Path(name.rpartition(":")[0] or name) for name in (config.reward.name, config.template.name))
         inputs |= {str(path): hash_file(path) for path in own if path.is_file()}
         self.run = RunDir(self.path, "train", config, SECTIONS, inputs) if self.main else None
+
+    @property
+    def done(self) -> bool:
+        """True where this very run was finished before, told alike to every process."""
+        if self.run is not None:
+            return self.run.done
+        record = self.path / "run.json"
+        return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"
 
     def _start(self) -> tuple[str, str | None]:
         """The weights training starts from: a model, and an adapter to merge into it."""
@@ -197,8 +205,8 @@ class _Stage:
             if trainer.packer.reason is not None:
                 self.run.warn(trainer.packer.reason)
             save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, self.path / "model")
-            shutil.rmtree(self.checkpoints, ignore_errors=True)  # of no use beside the final weights
             self.run.finish({"steps": self.config.train.steps, **spent})
+            shutil.rmtree(self.checkpoints, ignore_errors=True)  # of no use beside the final weights
         trainer.accelerator.wait_for_everyone()
 
 
