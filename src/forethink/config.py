@@ -113,14 +113,14 @@ class Warmup(_Section):
     skip_box_rate: float = Field(
         default=0.9, ge=0, le=1
     )  # skipped where the untrained policy boxes at least this share
-    examples: int = Field(default=12000, ge=1)
+    examples: int = Field(default=6000, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
-    batch: int = Field(default=64, ge=1)  # examples a step
+    batch: int = Field(default=16, ge=1)  # examples a step; small ones learn the form soonest
     micro_batch: int = Field(default=16, ge=1)  # examples a backward pass, of one document where it has as many
-    tail: int = Field(default=8, ge=1)  # tokens of the context's end that a thought restates
+    tail: int = Field(default=6, ge=1)  # tokens of the context's end that a thought restates
     candidates: int = Field(default=3, ge=1)  # hypotheses listed in a thought
     lora_rank: int = Field(default=0, ge=0)  # 0: full weights
-    probe_every: int = Field(default=25, ge=1)  # steps between probes on held-out positions
+    probe_every: int = Field(default=100, ge=1)  # steps between probes on held-out positions
     probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time
 

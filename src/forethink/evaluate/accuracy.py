@@ -72,22 +72,20 @@ def _batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
         yield batch
 
 
-def _laid_out(batch: Sequence[Problem], bos: Sequence[int]) -> tuple[list[list[int]], list[int], list[int]]:
-    """Sequences of context and true next token, what is first asked of each, and an order that mixes documents.
+def _laid_out(batch: Sequence[Problem], bos: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Sequences of context and true next token, and the index of the first token asked for in each.
 
     Each context token of a document is asked for once, by the first position whose context reaches it.
     """
-    sequences, starts, rank = [], [], []
+    sequences, starts = [], []
     for _, group in itertools.groupby(batch, key=lambda problem: problem.document):
         counted = 0
-        for number, problem in enumerate(group):
+        for problem in group:
             first = problem.index - len(problem.context_ids)  # > 0 where the context was cut
             sequences.append([*bos, *problem.context_ids, problem.target_ids[0]])
             starts.append(max(1, len(bos) + max(counted - first, 0)))
             counted = problem.index
-            rank.append(number)
-    # Neighbours from different documents: the check of the packed pass looks at the first few sequences only.
-    return sequences, starts, sorted(range(len(batch)), key=rank.__getitem__)
+    return sequences, starts
 
 
 @torch.no_grad()
@@ -102,7 +100,7 @@ def plain_pass(
     """One packed pass over the documents' own tokens: what the model predicts at every position.
 
     The contexts of a document's positions are prefixes of each other, so each of its tokens is run once. A context
-    that was cut to ``problems.max_context`` begins elsewhere, so it is run by itself.
+    that was cut to ``problems.max_context`` shares with those cut at the same token.
 
     Args:
         model: the model, in eval mode.
@@ -118,10 +116,9 @@ def plain_pass(
     packer = Packer(model, PACK_TOKENS)
     found: list[Plain] = []
     for batch in _batches(problems):
-        sequences, starts, order = _laid_out(batch, bos)
         own: dict[int, Plain] = {}
-        for one in packer([sequences[i] for i in order], [starts[i] for i in order]):
-            own.update(zip((order[member] for member in one.members), _read_pack(model, one, top_k), strict=True))
+        for one in packer(*_laid_out(batch, bos)):
+            own.update(zip(one.members, _read_pack(model, one, top_k), strict=True))
         found += [own[i] for i in range(len(batch))]
         if packer.reason is not None and warn is not None:
             warn(packer.reason)

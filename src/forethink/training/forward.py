@@ -37,7 +37,7 @@ def install(model: PreTrainedModel) -> None:
         pieces = [forward_pack(self, one, temperature) for one, temperature in zip(packs, temperatures, strict=True)]
         return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropies for _, entropies in pieces])
 
-    model.forward = types.MethodType(forward, model)  # type: ignore[method-assign]
+    model.forward = types.MethodType(forward, model)
 
 
 def packed(

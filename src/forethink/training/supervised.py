@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class SupervisedTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", list)
         super().__init__(*args, **kwargs)
-        base = base_of(self.model)
+        base = base_of(cast(torch.nn.Module, self.model))
         install(base)
         self.packer = Packer(base)
         self.flops = 0

@@ -11,6 +11,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,13 @@ class _Stage:
         self.template = load_template(config.template.name)
         self.table = token_bytes(self.tokenizer)
         self.bos = document_start(self.tokenizer)
-        named = {"adapter": model.adapter, "device": model.device, "trust_remote_code": model.trust_remote_code}
+        load = partial(
+            load_model, model.name, adapter=model.adapter, device=model.device,
+            trust_remote_code=model.trust_remote_code,
+        )  # fmt: skip
         # Two copies: fp32 master weights that train, and what answers and says its candidates, fast.
-        self.model = load_model(model.name, dtype=torch.float32, **named)
-        self.twin = load_model(model.name, dtype=model.dtype, **named)
+        self.model = load(dtype=torch.float32)
+        self.twin = load(dtype=model.dtype)
         self.engine = make_engine(
             config.rollout, self.twin, self.tokenizer, thought_open=self.template.opens_thought(self.tokenizer)
         )
