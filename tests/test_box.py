@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethink.templates import box_closed, box_opens, expressible, inexpressible, read, write
@@ -69,6 +69,8 @@ CASES = [
     (rb"\boxed{b}</think>", LENGTH, True, Status.CUT_OFF, b""),
     (rb"\boxed{b}</think>\boxed{a}", STOP, True, Status.BOXED, b"a"),
     (rb"x</think>y</think>\boxed{a}", STOP, True, Status.BOXED, b"a"),
+    (rb"x</think>\boxed{b}</think>\boxed{a}", STOP, True, Status.BOXED, b"a"),
+    (rb"x</think>\boxed{b}</think> a", STOP, False, Status.MISSING, b""),
     (rb"\boxed{a}", STOP, True, Status.MISSING, b""),
     (rb"\boxed{a}", LENGTH, True, Status.CUT_OFF, b""),
     (rb"<think>\boxed{a}", STOP, False, Status.MISSING, b""),
@@ -140,12 +142,14 @@ TAGS = (b"<think>", b"</think>")
 TARGETS = SOME_BYTES.filter(lambda x: x and not any(tag in x for tag in TAGS))
 
 
+@settings(deadline=None)
 @given(target=TARGETS)
 def test_what_is_written_is_read_back(target):
     answer = read(write(target), finish=STOP)
     assert (answer.status, answer.prediction) == (Status.BOXED, target)
 
 
+@settings(deadline=None)
 @given(target=TARGETS, before=SOME_BYTES, after=SOME_BYTES)
 def test_it_is_read_back_from_among_other_text(target, before, after):
     after = after.replace(b"boxed", b"").replace(b"think>", b"")
@@ -154,6 +158,7 @@ def test_it_is_read_back_from_among_other_text(target, before, after):
     assert read(before + write(target) + after, finish=STOP).prediction == target
 
 
+@settings(deadline=None)
 @given(target=TARGETS)
 def test_no_backslash_of_the_writer_could_be_left_out(target):
     inside = write(target)[len(rb"\boxed{") : -1]
@@ -164,6 +169,7 @@ def test_no_backslash_of_the_writer_could_be_left_out(target):
             assert shorter.prediction != target
 
 
+@settings(deadline=None)
 @given(text=st.lists(st.one_of(PIECES, st.sampled_from([*TAGS, b"\\boxed{a}"])), max_size=20).map(b"".join),
        thought_open=st.booleans())  # fmt: skip
 def test_box_closed_agrees_with_the_reader(text, thought_open):

@@ -66,10 +66,13 @@ class Flops:
         return (2 * self.body + self.trained) * tokens + self.pair * pairs * 7 // 2 + head
 
     def decode(self, prompt_tokens: list[int], completion_tokens: list[list[int]]) -> int:
-        """Operations of sampling: each prompt once, then every completion token by token against its prefix."""
+        """Operations of sampling: each prompt once a group, then every completion token by token against its prefix.
+
+        A completion's last token is drawn and never run. Prefixes that prompts share are counted for each of them.
+        """
         total = 0
         for prompt, group in zip(prompt_tokens, completion_tokens, strict=True):
             total += self.forward(prompt, prompt * prompt, 1)
             for n in group:
-                total += self.forward(n, n * prompt + n * (n + 1) // 2, n)
+                total += self.forward(n - 1, (n - 1) * prompt + n * (n - 1) // 2, n - 1)
         return total

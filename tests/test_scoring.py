@@ -1,0 +1,531 @@
+"""Entropies against plain float64 maths, windows against a model run position by position, shards against kill -9."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from forethink import config as settings
+from forethink.records import read_scored, scored_metadata
+from forethink.scoring import Scorer, position_stats, run_score, score_documents
+from forethink.scoring.local import Window, batches, windows
+from forethink.tokens import encode_document, fingerprint
+from forethink.types import Document, ForethinkError, ScoredDocument
+
+NAMES = ("entropy", "entropy_raw", "entropy_full", "logprob")
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "for",
+    "was",
+    "on",
+    "as",
+    "with",
+    "by",
+    "he",
+    "be",
+    "at",
+    "from",
+    "his",
+    "it",
+    "an",
+    "are",
+    "which",
+    "you",
+    "had",
+    "not",
+    "or",
+    "her",
+    "one",
+    "all",
+    "were",
+    "their",
+    "we",
+    "been",
+    "has",
+    "have",
+    "more",
+    "when",
+    "who",
+    "will",
+    "would",
+]
+
+
+def words(seed: int, count: int) -> str:
+    """Text of exactly ``count`` tokens, each a common word with its space."""
+    rng = random.Random(seed)
+    return "".join(" " + rng.choice(WORDS) for _ in range(count))
+
+
+def reference(logits: torch.Tensor, target: int, top_k: int = 16) -> tuple[float, float, float, float]:
+    """The four figures of one position from the definition, in float64."""
+    logp = logits.double().log_softmax(-1)
+    p = logp.exp()
+    top = logp.topk(min(top_k, len(logp))).values
+    again = top - top.logsumexp(-1)
+    full = -torch.special.xlogy(p, p).sum()
+    return (
+        float(-(again.exp() * again).sum()),
+        float(-(top.exp() * top).sum()),
+        float(full),
+        float(logp[target]),
+    )
+
+
+def assert_scored(scored: ScoredDocument, model, start_of, bos: int | None = None, tolerance: float = 2e-4) -> None:
+    """Every figure equals what the model gives on ``ids[start_of(t):t]`` alone."""
+    ids = scored.token_ids
+    prefix = [] if bos is None else [bos]
+    for t in range(len(ids)):
+        inputs = prefix + ids[start_of(t) : t]
+        ours = [getattr(scored, name)[t] for name in NAMES]
+        if not inputs:
+            assert all(map(math.isnan, ours)) and scored.argmax[t] == -1
+            continue
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([inputs])).logits[0, -1].float()
+        assert ours == pytest.approx(reference(logits, ids[t]), abs=tolerance), t
+        assert logits[scored.argmax[t]] >= logits.max() - tolerance
+
+
+# ---- the maths
+
+
+@pytest.mark.parametrize("vocabulary", [2, 7, 16, 65, 4099, 49152])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_figures_equal_the_definition(vocabulary, dtype):
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (torch.randn(23, vocabulary, generator=generator) * torch.linspace(0.1, 12, 23)[:, None]).to(dtype)
+    targets = torch.randint(vocabulary, (23,), generator=generator)
+    stats = position_stats(logits, targets, 16)
+    for row in range(23):
+        expected = reference(logits[row], int(targets[row]))
+        ours = (stats.entropy[row], stats.entropy_raw[row], stats.entropy_full[row], stats.logprob[row])
+        assert [float(value) for value in ours] == pytest.approx(expected, abs=1e-5)
+        assert logits[row, stats.argmax[row]] == logits[row].max()
+
+
+def test_closed_forms():
+    flat, sure, half = torch.zeros(3, 1000).unbind()
+    sure[3] = 200.0
+    half[[5, 9]] = 200.0
+    stats = position_stats(torch.stack([flat, sure, half]), torch.tensor([0, 3, 9]), 16)
+    assert stats.entropy.tolist() == pytest.approx([math.log(16), 0, math.log(2)], abs=1e-6)
+    assert stats.entropy_raw.tolist() == pytest.approx([16 / 1000 * math.log(1000), 0, math.log(2)], abs=1e-6)
+    assert stats.entropy_full.tolist() == pytest.approx([math.log(1000), 0, math.log(2)], abs=1e-5)
+    assert stats.logprob.tolist() == pytest.approx([-math.log(1000), 0, -math.log(2)], abs=1e-5)
+    assert stats.argmax.tolist() == [0, 3, 5]  # the lowest id among equals
+
+
+def test_half_the_mass_outside_the_top():
+    """The example of why both entropies are kept: flat over the top 16 with half the mass elsewhere."""
+    logits = torch.full((1, 40016), math.log(0.5 / 40000))
+    logits[0, :16] = math.log(0.5 / 16)
+    stats = position_stats(logits, torch.tensor([0]), 16)
+    assert float(stats.entropy) == pytest.approx(2.77, abs=0.005)
+    assert float(stats.entropy_raw) == pytest.approx(1.73, abs=0.005)
+
+
+def test_tokens_ruled_out_and_broken_logits():
+    logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    logits[0, 5:] = -math.inf  # fewer tokens than k are left
+    logits[1, 7] = math.nan
+    logits[2, 7] = math.inf
+    stats = position_stats(logits, torch.tensor([1, 1, 1, 1]), 16)
+    expected = reference(logits[0, :5], 1)
+    assert [float(column[0]) for column in (stats.entropy, stats.entropy_raw, stats.entropy_full, stats.logprob)] == (
+        pytest.approx(expected, abs=1e-5)
+    )
+    assert stats.argmax[0] == logits[0, :5].argmax()
+    assert stats.entropy_full[1:3].isnan().all() and stats.entropy_full[3].isfinite()
+    outside = position_stats(logits[:1], torch.tensor([9]), 16)
+    assert float(outside.logprob) == -math.inf and float(outside.entropy) == pytest.approx(expected[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("vocabulary", [300, 49152])
+def test_a_row_does_not_depend_on_the_rows_beside_it(vocabulary):
+    logits = torch.randn(11, vocabulary, generator=torch.Generator().manual_seed(1)) * 4
+    targets = torch.arange(11)
+    whole = position_stats(logits, targets, 16)
+    for rows in ([3], [10, 0], list(range(4, 11)), list(reversed(range(11)))):
+        part = position_stats(logits[rows], targets[rows], 16)
+        assert all(torch.equal(a, b[rows]) for a, b in zip(part, whole, strict=True))
+
+
+@given(st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=200), st.integers(2, 20))
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_bounds(values, top_k):
+    stats = position_stats(torch.tensor([values]), torch.tensor([0]), top_k)
+    entropy, raw, full, logprob = (float(column) for column in (*stats[:3], stats.logprob))
+    assert 0 <= entropy <= math.log(min(top_k, len(values))) + 1e-5
+    assert 0 <= raw <= full + 1e-4
+    assert full <= math.log(len(values)) + 1e-4 and logprob <= 1e-6
+
+
+# ---- windows and batches
+
+
+@given(st.integers(1, 300), st.integers(16, 60), st.data(), st.booleans())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_every_index_is_predicted_once_from_its_longest_context(tokens, window, data, bos):
+    overlap = data.draw(st.integers(1, window - 2))
+    parts = list(windows(0, tokens, window, overlap, bos))
+    seen = []
+    for part in parts:
+        assert part.length + bos <= window
+        assert 0 <= part.start <= part.first and part.start + part.length < max(tokens, 1)
+        for index in range(part.first, part.start + part.length + 1):
+            seen.append(index)
+            context = index - part.start
+            assert context == index or context >= overlap
+            others = [index - p.start for p in parts if p.start <= index - (not bos) and index <= p.start + p.length]
+            assert context == max(others)
+    assert seen == list(range(0 if bos else 1, tokens))
+
+
+@given(st.lists(st.integers(1, 90), max_size=40), st.integers(16, 200), st.booleans())
+@hypothesis_settings(max_examples=100, deadline=None)
+def test_batches_are_bounded_sorted_and_complete(lengths, batch_tokens, bos):
+    parts = [Window(i, 0, length, 1) for i, length in enumerate(lengths)]
+    made = list(batches(parts, batch_tokens, bos))
+    assert sorted(itertools.chain(*made), key=lambda part: part.document) == parts
+    for batch in made:
+        widest = max(part.length for part in batch)
+        assert widest == batch[0].length
+        assert len(batch) == 1 or len(batch) * (widest + bos) <= batch_tokens
+    order = [part.length for part in itertools.chain(*made)]
+    assert order == sorted(order, reverse=True)
+
+
+# ---- the scorer
+
+
+def documents(*counts: int) -> list[Document]:
+    return [Document(f"d{i}", words(i, count)) for i, count in enumerate(counts)]
+
+
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gemma"])
+def test_scores_equal_the_model_run_position_by_position(model, request, smollm2_tokenizer):
+    model = request.getfixturevalue(model)
+    texts = [*documents(1, 2, 40, 23), Document("u", "naïve 漢字\r\n\t👩‍👧 <|im_end|> 12")]
+    seen: list[int] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # the chunked head is the model's own here
+        scored = score_documents(model, smollm2_tokenizer, texts, settings.Score(batch_tokens=64), seen.append)
+    assert [d.id for d in scored] == ["d0", "d1", "d2", "d3", "u"]
+    for text, result in zip(texts, scored, strict=True):
+        assert (result.token_ids, result.byte_ends) == encode_document(smollm2_tokenizer, text.text)
+        assert result.text == text.text.encode()
+        assert result.short == [t < 16 for t in range(len(result.token_ids))]
+        assert_scored(result, model, lambda t: 0)
+    assert sum(seen) == sum(len(d.token_ids) - 1 for d in scored) and len(seen) > 1
+
+
+def test_long_documents_are_scored_with_enough_context(tiny_llama, smollm2_tokenizer):
+    config = settings.Score(window=32, overlap=8, batch_tokens=70)
+    (scored,) = score_documents(tiny_llama, smollm2_tokenizer, documents(100), config)
+    starts = {t: start for start, first in ((0, 1), (25, 33), (50, 58), (75, 83)) for t in range(first, 100)}
+    assert_scored(scored, tiny_llama, lambda t: starts.get(t, 0))
+
+
+def test_a_beginning_token_stands_before_every_window(tiny_llama, smollm2_tokenizer):
+    from tokenizers import processors
+
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    config = settings.Score(window=17, overlap=8)
+    scored = score_documents(tiny_llama, tokenizer, documents(40, 1), config)
+    starts = {t: start for start, first in ((0, 0), (9, 17), (18, 26), (27, 35)) for t in range(first, 40)}
+    assert_scored(scored[0], tiny_llama, lambda t: starts[t], bos=1)
+    assert_scored(scored[1], tiny_llama, lambda t: 0, bos=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_gemma"])
+def test_no_peeking(model, dtype, request, smollm2_tokenizer):
+    """Other text from t on leaves entropy and arg-max up to t, and log-probabilities before t, equal bit for bit."""
+    model = copy.deepcopy(request.getfixturevalue(model)).to(dtype)
+    config = settings.Score(window=48, overlap=12, batch_tokens=100)
+    texts = documents(70, 30, 45)
+    scorer = Scorer(model, smollm2_tokenizer, config)
+    before = scorer(texts)
+    for t in (1, 20, 47, 52, 69):
+        changed = before[0].text[: before[0].byte_ends[t - 1]].decode() + words(1000 + t, 70 - t)
+        after = scorer([Document("d0", changed), *texts[1:]])
+        assert after[1:] == before[1:]
+        a, b = before[0], after[0]
+        assert a.token_ids[:t] == b.token_ids[:t] and a.token_ids[t:] != b.token_ids[t:]
+        for name in ("entropy", "entropy_raw", "entropy_full", "argmax"):
+            assert getattr(a, name)[1 : t + 1] == getattr(b, name)[1 : t + 1], (name, t)
+        assert a.logprob[1:t] == b.logprob[1:t]
+        assert t == 69 or a.entropy[t + 1 :] != b.entropy[t + 1 :]
+
+
+def small(kind: str):
+    """Decoders whose logits are the output embedding's and something more."""
+    import transformers
+
+    sizes = {"vocab_size": 49152, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.2}
+    own = {
+        "Cohere": {"logit_scale": 0.25},
+        "Granite": {"logits_scaling": 3.0},
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 16},
+        "Llama": {"tie_word_embeddings": False},
+    }[kind]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **own, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", ["Cohere", "Granite", "Gemma2"])
+def test_heads_that_scale_or_cap(kind, smollm2_tokenizer):
+    model = small(kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        (scored,) = score_documents(model, smollm2_tokenizer, documents(12))
+    assert_scored(scored, model, lambda t: 0)
+
+
+def test_an_unknown_head_falls_back_on_the_models_own_logits(smollm2_tokenizer):
+    model = small("Llama")
+    plain = model.forward
+
+    def forward(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits * 3 - 1
+        return output
+
+    model.forward = forward
+    with pytest.warns(UserWarning, match="its logits are more than its output embedding makes"):
+        scored = score_documents(model, smollm2_tokenizer, documents(30, 12), settings.Score(window=20, overlap=5))
+    assert_scored(scored[1], model, lambda t: 0)
+    assert_scored(scored[0], model, lambda t: 0 if t <= 20 else 16)
+
+
+def test_broken_logits_name_the_document(smollm2_tokenizer):
+    model = small("Llama")
+    texts = [*documents(20, 20), Document("guilty", " the xylophone of the")]
+    ids, _ = encode_document(smollm2_tokenizer, " xylophone")
+    scorer = Scorer(model, smollm2_tokenizer, settings.Score(), "proxy-x")
+    scorer(texts)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[ids[0]] = math.nan
+    with pytest.raises(ForethinkError, match="guilty: proxy-x gives logits that are no numbers"):
+        scorer(texts)
+    scorer(texts[:2])
+
+
+def test_windows_that_cannot_be(tiny_llama, smollm2_tokenizer):
+    with pytest.raises(ForethinkError, match=r"score\.window: 4096 is more than the 2048 tokens"):
+        Scorer(tiny_llama, smollm2_tokenizer, settings.Score(window=4096))
+    with pytest.raises(ForethinkError, match=r"score\.overlap: 64 fills the window of 64"):
+        Scorer(tiny_llama, smollm2_tokenizer, settings.Score(window=64, overlap=64))
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory cannot be reset here")
+def test_a_large_vocabulary_takes_little_memory(smollm2_tokenizer):
+    """262,144 entries at 2,048 tokens: whole logits would take 2 GiB in fp32; the bound is 1.5 GiB over the model."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=262144, **sizes), dtype=torch.float32).eval()
+    scorer = Scorer(model, smollm2_tokenizer, settings.Score(window=2048, overlap=64, batch_tokens=2048))
+    scorer.table = [b"x"] * 262144  # so that every column counts
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    (scored,) = scorer(documents(2000))
+    assert all(map(math.isfinite, scored.entropy_full[1:]))
+    assert _memory("VmHWM") - before < 1.5 * 2**30
+
+
+def _memory(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.model
+def test_smollm2_reads_english(smollm2_tokenizer):
+    """A real model's figures: plausible, and the same in fp32 from its own logits."""
+    from forethink.models import load_model
+
+    text = "The Eiffel Tower is a wrought-iron lattice tower in Paris, France. It is named after the engineer Gustave"
+    model = load_model("smollm2", dtype="float32", device="cpu")
+    (scored,) = score_documents(model, smollm2_tokenizer, [Document("d", text + " Eiffel.")])
+    assert_scored(scored, model, lambda t: 0, tolerance=1e-3)
+    assert -2.5 < sum(scored.logprob[1:]) / (len(scored.logprob) - 1) < -0.5
+    position = scored.byte_ends.index(len(text))
+    assert scored.argmax[position + 1] == scored.token_ids[position + 1] and scored.entropy[position + 1] < 0.5
+
+
+# ---- the stage
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, tiny_llama, smollm2_tokenizer):
+    """A configuration over a tiny model and a corpus of 22 documents, one of them twice."""
+    folder = tmp_path_factory.mktemp("score")
+    tiny_llama.save_pretrained(folder / "model")
+    smollm2_tokenizer.save_pretrained(folder / "model")
+    texts = [words(i, 20 + 7 * i) for i in range(22)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in [*texts, texts[3]]))
+
+    def make(run: str, **score: object) -> settings.Config:
+        data = {"window": 64, "overlap": 16, "batch_tokens": 256, "shard_documents": 4, **score}
+        return settings.Config.model_validate(
+            {
+                "run": str(folder / run),
+                "corpus": {"path": str(folder / "corpus.jsonl")},
+                "model": {"name": str(folder / "model"), "dtype": "float32", "device": "cpu"},
+                "score": data,
+            }
+        )
+
+    make.texts = texts
+    return make
+
+
+def shards(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((run / "shards").iterdir())}
+
+
+def test_the_stage_writes_shards_totals_and_what_it_dropped(recipe, tiny_llama, smollm2_tokenizer, capfd):
+    config = recipe("plain")
+    run = run_score(config)
+    assert capfd.readouterr() == ("", "")  # quiet where nobody watches
+    assert run == Path(config.run) / "score" and sorted(shards(run)) == [f"0000{i}.parquet" for i in range(6)]
+    scored = list(read_scored(run))
+    assert [d.text.decode() for d in scored] == recipe.texts
+    metadata = scored_metadata(run)
+    assert metadata["proxy"] == config.model.name and metadata["fingerprint"] == fingerprint(smollm2_tokenizer)
+    assert (metadata["top_k"], metadata["window"], metadata["overlap"]) == ("16", "64", "16")
+    record = json.loads((run / "run.json").read_text())
+    tokens = sum(len(d.token_ids) for d in scored)
+    assert record["status"] == "done" and record["result"]["tokens"] == tokens
+    assert record["result"]["positions"] == tokens - 22 and record["result"]["documents"] == 22
+    high = sum(value > 1.0 for d in scored for value in d.entropy)
+    assert record["result"]["share_above_1.0"] == pytest.approx(high / (tokens - 22))
+    assert json.loads((run / "dropped.json").read_text()) == {"duplicate": 1}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["shard"] for line in lines] == list(range(6)) and sum(line["tokens"] for line in lines) == tokens
+    shard = [Document(d.id, d.text.decode()) for d in scored[4:8]]
+    again = score_documents(tiny_llama, smollm2_tokenizer, shard, config.score)
+    for a, b in zip(again, scored[4:8], strict=True):
+        for name in NAMES:
+            assert getattr(b, name)[1:] == pytest.approx(getattr(a, name)[1:], rel=1e-6)
+        assert a.argmax == b.argmax
+
+
+def test_a_finished_run_is_left_alone_and_a_lost_shard_made_again(recipe):
+    config = recipe("again")
+    run = run_score(config)
+    before = shards(run)
+    times = [path.stat().st_mtime_ns for path in sorted((run / "shards").iterdir())]
+    run_score(config)
+    assert times == [path.stat().st_mtime_ns for path in sorted((run / "shards").iterdir())]
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    (run / "shards" / "00002.parquet").unlink()
+    (run / "shards" / ".00002.parquet.abcd").write_bytes(b"half")
+    run_score(config)
+    assert shards(run) == before
+    after = json.loads((run / "run.json").read_text())
+    assert after["status"] == "done" and after["result"] == record["result"] and after["resumed"] == 1
+
+
+def test_a_folder_of_another_configuration_is_refused(recipe):
+    run = run_score(recipe("other"))
+    with pytest.raises(ForethinkError, match="belongs to another configuration"):
+        run_score(recipe("other", window=32))
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "done"
+
+
+def test_the_policys_name_does_not_matter_where_a_proxy_is_named(recipe):
+    config = recipe("proxy")
+    proxied = config.model_copy(update={"score": config.score.model_copy(update={"proxy": config.model.name})})
+    run = run_score(proxied)
+    other = proxied.model_copy(update={"model": config.model.model_copy(update={"name": "no/such-policy"})})
+    assert run_score(other) == run
+    assert scored_metadata(run)["proxy"] == config.model.name
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from forethink.config import load_config
+from forethink.scoring import run_score
+
+def start(path):
+    child = os.fork()  # nothing but imports has happened here: no threads to lose
+    if child == 0:
+        try:
+            run_score(load_config(path))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+def shards(run):
+    return len(list((run / "score" / "shards").glob("*.parquet")))
+
+whole, killed = sys.argv[1:3]
+rng = random.Random(int(sys.argv[3]))
+assert os.waitpid(start(whole), 0)[1] == 0
+run = Path(load_config(killed).run)
+for _ in range(3):
+    ahead = rng.choice([0, 1, 2])
+    goal = shards(run) + ahead
+    child = start(killed)
+    while shards(run) < goal:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
+        time.sleep(0.002)
+    time.sleep(rng.random() * (0.01 if ahead else 0.3))  # 0.3: while it loads
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    print("killed" if os.WIFSIGNALED(status) else "ended", shards(run))
+assert os.waitpid(start(killed), 0)[1] == 0
+"""
+
+
+def test_kill_9_three_times_leaves_the_same_shards(recipe, tmp_path):
+    from forethink.rundir import config_toml
+
+    paths = []
+    for name in ("whole", "killed"):
+        config = recipe(f"kill-{name}", shard_documents=1)
+        paths.append(tmp_path / f"{name}.toml")
+        paths[-1].write_text(config_toml(config))
+    seed = random.randrange(10**6)
+    command = [sys.executable, "-c", KILLED, *map(str, paths), str(seed)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, (seed, result.stderr)
+    print(f"seed {seed}: {result.stdout.split()}")
+    assert result.stdout.split()[::2] == ["killed"] * 3
+    runs = [Path(recipe(f"kill-{name}").run) / "score" for name in ("whole", "killed")]
+    assert shards(runs[0]) == shards(runs[1]) and len(shards(runs[0])) == 22
+    records = [json.loads((run / "run.json").read_text()) for run in runs]
+    assert records[0]["result"] == records[1]["result"] and records[1]["resumed"] >= 1
