@@ -23,7 +23,7 @@ demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
 
 test: $(READY) $(GEMMA)
-	$(VENV)/bin/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

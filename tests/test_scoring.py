@@ -274,7 +274,7 @@ def test_no_peeking(model, dtype, request, smollm2_tokenizer):
     for t in (1, 20, 47, 52, 69):
         changed = before[0].text[: before[0].byte_ends[t - 1]].decode() + words(1000 + t, 70 - t)
         after = scorer([Document("d0", changed), *texts[1:]])
-        assert after[1:] == before[1:]
+        assert repr(after[1:]) == repr(before[1:])  # NaN is not equal to itself
         a, b = before[0], after[0]
         assert a.token_ids[:t] == b.token_ids[:t] and a.token_ids[t:] != b.token_ids[t:]
         for name in ("entropy", "entropy_raw", "entropy_full", "argmax"):
@@ -353,7 +353,7 @@ def test_a_large_vocabulary_takes_little_memory(smollm2_tokenizer):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=262144, **sizes), dtype=torch.float32).eval()
     scorer = Scorer(model, smollm2_tokenizer, settings.Score(window=2048, overlap=64, batch_tokens=2048))
-    scorer.table = [b"x"] * 262144  # so that every column counts
+    scorer.table = scorer.table + [b"x"] * (262144 - 49152)  # so that every column counts
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     (scored,) = scorer(documents(2000))
