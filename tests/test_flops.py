@@ -57,9 +57,9 @@ def test_forward_and_backward_of_a_pack(model, one_pack, frozen) -> None:
 
 def test_a_rollout(model, smollm2_tokenizer) -> None:
     prompts = [list(p.context_ids) for p in make_problems(smollm2_tokenizer, documents=2)[:3]]
-    engine = TransformersEngine(
-        model, smollm2_tokenizer, group=3, max_tokens=10, fixed_length=True, share_prompts=False
-    )
+    engine = TransformersEngine(model, smollm2_tokenizer, group=3, max_tokens=10, fixed_length=True)
+    engine.generate(prompts, ["a", "b", "c"], 0)  # the first call compares its ways of decoding
+    assert engine.share_prompts
     found: list = []
     real = counted(lambda: found.extend(engine.generate(prompts, ["a", "b", "c"], 0)))
     lengths = [[len(c.token_ids) for c in group] for group in found]

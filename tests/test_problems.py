@@ -203,9 +203,10 @@ def test_contexts_are_cut_from_the_left_to_whole_characters():
     document = _scored(tokens)
     knobs = ["problems.threshold=0.65", "problems.min_context=1"]
     contexts = {n: _build([document], *knobs, f"problems.max_context={n}")[0][0] for n in range(1, 8)}
-    assert [contexts[n].context.decode() for n in range(1, 8)] == ["y", "y", "y", "😀y", "😀y", "é😀y", "xé😀y"]
+    # Position 7; cuts fall on multiples of half of n (rounded down, at least 1), then on a character's end.
+    assert [contexts[n].context.decode() for n in range(1, 8)] == ["y", "y", "y", "y", "😀y", "😀y", "xé😀y"]
     assert contexts[7].context_ids == tuple(document.token_ids[:7])
-    assert contexts[5].context_ids == tuple(document.token_ids[3:7])
+    assert contexts[6].context_ids == tuple(document.token_ids[3:7])
     # Where not one whole token of a character is left, there is no problem.
     one = _scored([b"x", b"x", b"\xc3", b"\xa9", b"z"])
     with pytest.raises(ForethinkError, match="fewer than min_context tokens before: 1"):

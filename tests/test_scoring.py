@@ -455,6 +455,20 @@ def test_a_finished_run_is_left_alone_and_a_lost_shard_made_again(recipe):
     assert after["status"] == "done" and after["result"] == record["result"] and after["resumed"] == 1
 
 
+def test_documents_that_the_tokenizer_cannot_hold_are_counted(recipe, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    texts = [words(1, 20), "a control character: \x13", words(2, 20), "plane 4: \U00040000"]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = recipe("lossy", shard_documents=1)
+    config = config.model_copy(update={"corpus": config.corpus.model_copy(update={"path": str(corpus)})})
+    run = run_score(config)
+    assert [d.text.decode() for d in read_scored(run)] == texts[::2]
+    assert json.loads((run / "dropped.json").read_text()) == {"characters that the tokenizer lacks": 2}
+    corpus.write_text(json.dumps({"text": texts[1]}))
+    with pytest.raises(ForethinkError, match="changes or drops characters of the document that starts 'a control"):
+        run_score(config.model_copy(update={"run": str(tmp_path / "none")}))
+
+
 def test_a_folder_of_another_configuration_is_refused(recipe):
     run = run_score(recipe("other"))
     with pytest.raises(ForethinkError, match="belongs to another configuration"):

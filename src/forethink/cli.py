@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethink import __version__
+from forethink import __version__, looking
 from forethink.types import ForethinkError, first_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class _Command:
     example: str
     run: Callable[[argparse.Namespace], None]
     flags: Callable[[argparse.ArgumentParser], None] | None = None
+    recipe: bool = True  # takes the configuration: --config, the common flags and overrides
 
 
 _FLAGS = {
@@ -106,11 +107,7 @@ def _text(value: str) -> str:
 
 
 def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint",
-        metavar="DIR",
-        help="eval.model: what is evaluated, a model or adapter folder (else the policy)",
-    )
+    parser.add_argument("--checkpoint", metavar="DIR", help="eval.model: a model or adapter folder (else the policy)")
     parser.add_argument("--name", metavar="NAME", help="eval.name: the folder below the run's folder")
     parser.add_argument(
         "--against", action="append", metavar="DIR",
@@ -182,21 +179,25 @@ COMMANDS: dict[str, _Command] = {
         "Reads nothing. Prints a recipe that --config reads.",
         "forethink keys > recipe.toml",
         _keys,
+        recipe=False,
     ),
+    **{name: _Command(*own, recipe=False) for name, own in looking.LOOKING.items()},
 }  # fmt: skip
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
     command = COMMANDS[name]
-    resume = "" if name == "keys" else f"\n{_RESUME}"
+    resume, keys = (f"\n{_RESUME}", "\n\n`forethink keys` lists every key.") if command.recipe else ("", "")
     parser = argparse.ArgumentParser(
         prog=f"forethink {name}",
         description=f"{command.summary[0].upper()}{command.summary[1:]}.\n\n{command.text}{resume}",
-        epilog=f"example:\n  {command.example}\n\n`forethink keys` lists every key.",
+        epilog=f"example:\n  {command.example}{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if name == "keys":
+    if command.flags is not None:
+        command.flags(parser)
+    if not command.recipe:
         return parser
     add = parser.add_argument
     add("overrides", nargs="*", metavar="section.key=value", help="override the recipe, e.g. train.steps=40")
@@ -209,8 +210,6 @@ def _parser(name: str) -> argparse.ArgumentParser:
         add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
     add("--model", metavar="NAME", help="model.name: path, hub id or alias (smollm2)")
     add("--adapter", metavar="DIR", help="model.adapter: a LoRA adapter")
-    if command.flags is not None:
-        command.flags(parser)
     return parser
 
 

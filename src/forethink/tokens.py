@@ -45,6 +45,10 @@ class _Encoding(Protocol):
     def decode_single_token_bytes(self, token: int) -> bytes: ...
 
 
+class LossyTokenizerError(ForethinkError):
+    """A tokenizer changes or drops characters of a document."""
+
+
 @dataclass(frozen=True)
 class _Verbatim:
     """A tokenizer's exact side: bytes of every id, control ids, and an encoder that changes nothing."""
@@ -193,22 +197,24 @@ def encode_document(
         byte_ends: the cumulative byte end of every token, strictly increasing; the last is the document's length.
 
     Raises:
-        ForethinkError: the tokenizer changes the text (lower case, unknown characters), or the text is no Unicode.
+        LossyTokenizerError: the tokenizer changes the text: it makes it lower case, say, or lacks some characters
+            (SmolLM2's lacks six control characters and the Unicode planes 4 to 11).
+        ForethinkError: the text is no Unicode.
     """
     exact = _verbatim(tokenizer)
     table = exact.table if table is None else table
-    ids = _encode(exact, text)
-    ends = list(itertools.accumulate(len(table[i]) for i in ids))
     try:
         true = text.encode()
     except UnicodeEncodeError as error:
         raise ForethinkError(
             f"document {text[:40]!r}: not Unicode text ({error.reason}); mend its encoding."
         ) from None
+    ids = _encode(exact, text)
+    ends = list(itertools.accumulate(len(table[i]) for i in ids))
     if b"".join(table[i] for i in ids) != true or any(not table[i] for i in ids):
-        raise ForethinkError(
+        raise LossyTokenizerError(
             f"{tokenizer.name_or_path or type(tokenizer).__name__}: changes or drops characters of the document that "
-            f"starts {text[:40]!r}; choose a model whose tokenizer keeps every byte."
+            f"starts {text[:40]!r}; choose a model whose tokenizer keeps every byte, or leave the document out."
         )
     return ids, ends
 

@@ -24,13 +24,15 @@ LAYERS = [
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {"stages"},
+    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report"},
     {"demo"},
     {"cli", "__main__"},
 ]
-RUN_FOLDERS_ONLY = {"scaling", "patterns", "report"}  # they see types, config, rundir and records, and no stage
+# These see types, config, rundir and records, and no stage.
+RUN_FOLDERS_ONLY = {"scaling", "powerlaw", "evaluated", "patterns", "looking", "report"}
 LIGHT = {"types", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards", "rescore",
-         "keys", "stages", "demo", "cli", "__main__"}  # fmt: skip
+         "keys", "stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
+         "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate"}
 
 

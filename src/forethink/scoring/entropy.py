@@ -48,11 +48,10 @@ def position_stats(logits_tv: Tensor, targets_t: Tensor, top_k: int) -> Stats:
     top_values = torch.empty(count, top_k, dtype=torch.float32, device=device)
     top_ids = torch.empty(count, top_k, dtype=torch.int64, device=device)
     total, moment = torch.empty(2, count, dtype=torch.float32, device=device)
-    elements = _CACHED if device.type == "cpu" else _LARGE
-    rows = max(1, elements // vocabulary)
     # A whole number of blocks, so that one view serves the search. A short last chunk runs at full size too: how
     # torch splits a sum may depend on the number of rows.
     width = -(-vocabulary // _BLOCKS) * _BLOCKS
+    rows = max(1, (_CACHED if device.type == "cpu" else _LARGE) // width)
     shifted = torch.full((rows, width), _FLOOR, dtype=torch.float32, device=device)
     weights = torch.empty_like(shifted)
     for start in range(0, count, rows):
