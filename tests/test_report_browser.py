@@ -127,7 +127,13 @@ def test_the_keyboard_moves_and_opens(opened: Any) -> None:
 
 
 def test_hostile_completions_show_as_text(opened: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     find(opened, "#text .tok.seen")[0].click()
+    for whole in find(opened, "#panel .card details > summary"):  # a thought's broken bytes are read as U+FFFD;
+        opened.execute_script("arguments[0].click()", whole)  # the bytes themselves are in the whole completion
+    written = "return document.querySelectorAll('#panel .card details .quote').length"
+    WebDriverWait(opened, 20).until(lambda browser: browser.execute_script(written) == 7)
     panel = opened.execute_script("return document.getElementById('panel').textContent")
     assert HOSTILE["markup"] in panel
     assert opened.execute_script("return window.hacked") is None
