@@ -70,9 +70,14 @@ def test_broken_json_line(refused, policy: str) -> None:
     assert "c.jsonl: line 2" in sentence and "JSON" in sentence
 
 
-@pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "keys"])
+@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if command.recipe])
 def test_unknown_key(refused, command: str) -> None:
     assert "'train.stepz'" in refused(command, "train.stepz=4")
+
+
+@pytest.mark.parametrize("command", ["fit", "patterns", "report"])
+def test_no_run_to_look_at(refused, command: str) -> None:
+    assert "runs/absent" in refused(command, "runs/absent")
 
 
 def test_unknown_key_in_a_recipe(refused) -> None:

@@ -115,8 +115,11 @@ def train_settings(run: Path, *overrides: str) -> Config:
 def train_in_child(config: Config, environment: dict[str, str] | None = None) -> None:
     """What a child process runs: the stage, single-threaded."""
     import os
+    import signal
 
     os.environ.update(environment or {})
+    # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     from forethink.training.train import run_train
 
