@@ -158,3 +158,11 @@ def test_inputs_tell_changed_weights(folder, tmp_path):
     weights.write_bytes(data)
     assert sorted(model_inputs(str(tmp_path)).values()) != sorted(before.values())
     assert model_inputs("some/hub-id") == {"some/hub-id": "hub:some/hub-id"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotary_frequencies_stay_precise(tiny_llama, tmp_path, dtype):
+    tiny_llama.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), dtype=dtype, device="cpu")
+    assert model.dtype == getattr(torch, dtype)
+    assert torch.equal(model.model.rotary_emb.inv_freq, tiny_llama.model.rotary_emb.inv_freq)

@@ -211,7 +211,6 @@ def load_model(
     Raises:
         ForethinkError: there is no such model or adapter, or it cannot be read.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -240,5 +239,9 @@ def load_model(
             raise ForethinkError(
                 f"{adapter}: no LoRA adapter for {name} ({first_line(error)}); name the folder of one."
             ) from None
-    with torch.no_grad():
-        return cast("PreTrainedModel", cast(Any, model).to(device=place, dtype=chosen).eval())
+    loaded = cast("PreTrainedModel", cast(Any, model).to(device=place).eval())
+    # Parameters only: rotary frequencies are buffers, and in bf16 they are wrong by a third of a percent, which is
+    # more than a radian at position 400.
+    for parameter in loaded.parameters():
+        parameter.data = parameter.data.to(chosen)
+    return loaded
