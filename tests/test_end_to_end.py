@@ -19,19 +19,19 @@ run = "run"
 seed = 3
 [corpus]
 path = "corpus.jsonl"
-limit = 12
+limit = 24
 [problems]
-per_document = 10
+per_document = 20
 max_context = 64
-validation = 0.35
+validation = 0.25
 [rollout]
 group = 4
 max_tokens = 40
 [warmup]
-examples = 128
-batch = 16
+examples = 224
+batch = 8
 micro_batch = 8
-probe_every = 8
+probe_every = 100
 probe_positions = 8
 [train]
 steps = 2
@@ -40,6 +40,7 @@ save_every = 1
 refill = 0
 [eval]
 positions = 12
+samples = 4
 bootstrap = 200
 """
 

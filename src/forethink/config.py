@@ -143,6 +143,7 @@ class Train(_Section):
     ntp_weight: float = Field(default=0.0, ge=0)  # λ of λ·NTP on the context tokens
     lora_rank: int = Field(default=0, ge=0)  # 0: full weights
     save_every: int = Field(default=25, ge=1)
+    keep_every: int | None = Field(default=None, ge=1)  # steps between models kept beside the last, to be evaluated
     degenerate_alarm: float = Field(default=0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
 
 

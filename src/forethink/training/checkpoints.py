@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from forethink.types import ForethinkError
 
@@ -60,3 +61,18 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         raise ForethinkError(
             f"{folder}: cannot be written ({error.strerror}); free some space and start again with the same command."
         ) from None
+
+
+class Keep(TrainerCallback):
+    """Writes the model to ``<folder>/checkpoint-<step>`` every so many steps, the last one apart (it is ``model``).
+
+    What training resumes from is elsewhere and is thinned out; these are whole models to evaluate, for a scaling law.
+    """
+
+    def __init__(self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, every: int) -> None:
+        self.trainer, self.tokenizer, self.folder, self.every = trainer, tokenizer, folder, every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            save_model(model, self.tokenizer, self.folder / f"checkpoint-{state.global_step}")

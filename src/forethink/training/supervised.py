@@ -142,7 +142,7 @@ def supervise(
         bf16=_bf16_pays(model),
         use_cpu=model.device.type == "cpu",
         seed=seed,
-        logging_steps=5,
+        logging_steps=min(5, steps),  # a short run logs its last step too
         save_strategy="steps",
         save_steps=save_every,
         save_total_limit=2,
