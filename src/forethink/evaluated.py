@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
     return f"{folder} holds no training run"
 
 
-def _point(evaluation: Path, run: Path) -> Point | str:
+def read_point(evaluation: Path, run: Path) -> Point | str:
+    """The point of a finished evaluation below a run, or why it is none."""
     result = _json(evaluation / "eval.json")
     found = _locate(result["model"]["adapter"] or result["model"]["name"], run)
     if isinstance(found, str):
@@ -135,7 +136,7 @@ def read_points(runs: Sequence[Path], only: str = "*") -> tuple[list[Point], lis
         if not folders:
             raise ForethinkError(f"{run}: holds no finished evaluation; run `forethink eval` on checkpoints first.")
         for folder in folders:
-            found = _point(folder, run.parent if single else run)
+            found = read_point(folder, run.parent if single else run)
             if isinstance(found, str):
                 left_out.append((str(folder), found))
             else:
@@ -154,6 +155,11 @@ def read_points(runs: Sequence[Path], only: str = "*") -> tuple[list[Point], lis
             f"{points[0].stage!r}; fit each alone: choose with --only PATTERN."
         )
     return sorted(points, key=lambda point: (point.step, str(point.evaluation))), left_out
+
+
+def asked(point: Point) -> tuple[str, ...]:
+    """The way an evaluation asked and what trained its checkpoint: points of one curve agree in it."""
+    return (point.stage, *(json.dumps(point.result.get(key)) for key in _SAME))
 
 
 def before(points: Sequence[Point]) -> dict[str, Record]:
@@ -196,3 +202,30 @@ def document_draws(
         made.append(whole[..., 0] / whole[..., 1])
     drawn: NDArray[np.float64] = np.concatenate(made)
     return drawn if len(drawn) else None
+
+
+def fit_split(
+    points: Sequence[Point], row: Mapping[str, Any], axis: str, metric: str, resamples: int, seed: int
+) -> Record:
+    """The law of one split against one axis: what `scaling.Fit.record` holds, or ``refused``, the reason.
+
+    Args:
+        points: as `read_points` gives them.
+        row: of an ``eval.json``: its ``split`` and ``kind``.
+        axis: one of `AXES`.
+        metric: one of `METRICS`.
+        resamples: bootstrap draws.
+        seed: of these draws.
+    """
+    from forethink.scaling import fit
+
+    split, kind = row["split"], row["kind"]
+    own = [p for p in points if axis in p.spent and p.accuracy(split, metric) is not None]
+    pairs = [(p.spent[axis], float(p.accuracy(split, metric) or 0.0)) for p in own]
+    record: Record = {"split": split, "kind": kind, "axis": axis, "points": len(pairs), "refused": None}
+    try:
+        fit(pairs, resamples=100, seed=seed)  # refuses before the documents are drawn
+        draws = document_draws(own, split, kind, metric, resamples, seed)
+        return record | fit(pairs, draws, resamples=resamples, seed=seed).record()
+    except ForethinkError as error:
+        return record | {"refused": f"{split} against {axis}: {error}"}
