@@ -59,7 +59,7 @@ def _source(text: str) -> str:
 
 def render(data: Record) -> str:
     """The page of what :func:`~forethink.report.collect.collect` found; the same data give the same page."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css"), _asset("report.js") + _asset("figures.js")
     policy = (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
         "base-uri 'none'; form-action 'none'"
