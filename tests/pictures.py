@@ -58,14 +58,18 @@ def scroll_to(driver: Any, css: str) -> None:
 
 
 def open_best(driver: Any) -> None:
-    """Open the first position that has most sets of completions, in a held-out document where there is one."""
+    """Open the position with most sets of completions; of those where the last set gained most on the first."""
     driver.execute_script(
-        """const sets = (p) => Object.keys(p.completions).length;
-        const best = DATA.documents.map((one, i) => [i, one.positions.reduce((a, p) => (sets(p) > (a ? sets(a) : 0) ? p : a), null)])
-          .filter((pair) => pair[1]).sort((a, b) => sets(b[1]) - sets(a[1]))[0];
+        """const sets = (p) => Object.values(p.completions);
+        const right = (own) => own.filter((c) => c.outcome === "right").length / own.length;
+        const rank = (p) => (sets(p).length ? 10 * sets(p).length + right(sets(p).at(-1)) - right(sets(p)[0]) : -1);
+        const all = DATA.documents.flatMap((one, i) => one.positions.map((p) => [i, p.token, rank(p)]));
+        const best = all.sort((a, b) => b[2] - a[2])[0];
         if (!best) return;
         document.getElementById("document").value = best[0];
-        openDocument(best[0]); focusToken(best[1].token, false); openPosition(best[1].token);"""
+        openDocument(best[0]);
+        focusToken(best[1], false);
+        openPosition(best[1]);"""
     )
 
 
@@ -81,7 +85,7 @@ def main(run: str, folder: str = "docs/images") -> None:
     with tempfile.TemporaryDirectory() as place, browser() as driver:
         page = Path(place) / "report.html"
         page.write_text(render(collect([Path(run)])), encoding="utf-8")
-        size(driver, 1280, 960, 1.5)
+        size(driver, 1280, 1100, 1.5)
         driver.get(page.as_uri())
         open_best(driver)
         curves = "#scaling" if driver.find_elements("css selector", "#scaling .curve") else "#training"

@@ -1,7 +1,8 @@
 """A run folder of real text and made-up figures, in the stages' own formats and as large as a demonstration's.
 
 CPython's documentation topics are the documents. Six checkpoints are evaluated on the same positions, and their
-accuracy follows a law, so that scaling curves, paired differences, patterns and the collapse watch have something to show.
+accuracy follows a law, so that scaling curves, paired differences, patterns and the collapse watch have something to
+show.
 ``python tests/report_run.py DIR`` writes one to look at.
 """
 
@@ -39,7 +40,9 @@ def document(name: str, text: str, rng: random.Random) -> ScoredDocument:
     entropy = [float("nan"), *(rng.gammavariate(1.1, 0.75) for _ in ids[1:])]
     logprob = [float("nan"), *(-rng.expovariate(1.0) for _ in ids[1:])]
     argmax = [-1, *(own if rng.random() < 0.5 else rng.choice(ids) for own in ids[1:])]
-    return ScoredDocument(name, b"".join(pieces), ids, ends, entropy, entropy, entropy, argmax, logprob, [False] * len(ids))
+    return ScoredDocument(
+        name, b"".join(pieces), ids, ends, entropy, entropy, entropy, argmax, logprob, [False] * len(ids)
+    )
 
 
 def problems_of(one: ScoredDocument, split: str, count: int, rng: random.Random) -> list[Problem]:
@@ -82,7 +85,9 @@ def completion(problem: Problem, number: int, right: float, step: int, rng: rand
 
 def stage(top: Path, name: str, kind: str, result: Mapping[str, Any], done: bool = True, warning: str = "") -> Path:
     recipe = [f"run={top}", "train.steps=120", "train.problems=8"]
-    run = RunDir(top / name, kind, load_config(None, recipe), ("corpus", "model", "train"), {"corpus.jsonl": "5e" * 32})
+    run = RunDir(
+        top / name, kind, load_config(None, recipe), ("corpus", "model", "train"), {"corpus.jsonl": "5e" * 32}
+    )
     run.dropped({"entropy not above 0.5": 4012, "not drawn": 118})
     if warning:
         run.warn(warning)
@@ -105,16 +110,24 @@ def evaluation(top: Path, name: str, model: str, chosen: Sequence[Problem], righ
         group = [completion(problem, i, share, 0, rng) for i in range(samples)]
         found += group
         plain = own > 0.55
-        top5 = [(first(problem) if plain else b" and", 0.41), (b" the", 0.22), (b"\n", 0.09), (b" of", 0.05), (b",", 0.03)]
+        top5 = [
+            (first(problem) if plain else b" and", 0.41),
+            (b" the", 0.22),
+            (b"\n", 0.09),
+            (b" of", 0.05),
+            (b",", 0.03),
+        ]
         bands = [low for low in THRESHOLDS if problem.entropy > low]
         positions.append({
             "problem": problem.id, "document": problem.document, "index": problem.index, "entropy": problem.entropy,
             "plain": plain, "argmax": base64.b64encode(top5[0][0]).decode(), "logprob": -0.9, "own_entropy": 2.0,
             "top": [[base64.b64encode(token).decode(), share] for token, share in top5], "inexpressible": None,
-            "samples": samples, **{k: sum(c["outcome"] == k for c in group) for k in ("right", "wrong", "missing", "cut_off")},
+            "samples": samples,
+            **{k: sum(c["outcome"] == k for c in group) for k in ("right", "wrong", "missing", "cut_off")},
             "boxed": sum(c["status"] == "boxed" for c in group), "agree": samples // 3, "stripped": 0,
             "tokens": sum(c["tokens"] for c in group),
-            "splits": ["easy", "medium", "hard"][: len(bands)], "band": ("0.5–1.0", "1.0–1.5", "> 1.5")[len(bands) - 1],
+            "splits": ["easy", "medium", "hard"][: len(bands)],
+            "band": ("0.5–1.0", "1.0–1.5", "> 1.5")[len(bands) - 1],
         })  # fmt: skip
     result = {
         "model": {"name": model, "adapter": None}, "problems": {"file": ""}, "template": "v0", "temperature": 0.8,
@@ -142,7 +155,8 @@ def training(top: Path, chosen: Sequence[Problem], name: str, kind: str, done: b
                 "reward": level, "accuracy": level, "outcome/right": level, "outcome/cut_off": 0.03,
                 "outcome/missing": 0.05, "outcome/wrong": 0.92 - level, "groups/degenerate": 0.8 - level,
                 "groups/all_right": level / 4, "groups/all_wrong": 0.8 - 1.25 * level, "groups/signal": 0.2 + level,
-                "thought_characters": 96 - step / 6 + rng.gauss(0, 3), "completion_tokens": 24.0, "distinct_thoughts": 0.9 - step / 400,
+                "thought_characters": 96 - step / 6 + rng.gauss(0, 3), "completion_tokens": 24.0,
+                "distinct_thoughts": 0.9 - step / 400,
                 "entropy": 0.9 * 0.995**step + rng.gauss(0, 0.02), "tokens/generated": 1540 * step,
                 "flops/rollout": 0.6e14 * step, "flops/update": 1.2e14 * step, "flops/scores": 0.3e14 * step,
             }  # fmt: skip

@@ -19,7 +19,8 @@ from forethink.records import write_problems, write_scored
 from forethink.report.collect import collect, curves
 from forethink.report.command import add_report, run_report
 from forethink.report.documents import token_texts
-from forethink.report.page import embed, markdown, render, visible
+from forethink.report.markdown import markdown
+from forethink.report.page import embed, render, visible
 from forethink.report.samples import completion
 from forethink.rundir import RunDir, write_atomic
 from forethink.types import ForethinkError, Problem, ScoredDocument

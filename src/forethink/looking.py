@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forethink import watch
 from forethink.report import command as report
 from forethink.types import ForethinkError
 
@@ -239,5 +240,6 @@ LOOKING: dict[str, tuple[str, str, str, _Run, _Flags]] = {
         _patterns,
         _patterns_flags,
     ),
+    "watch": (watch.SUMMARY, watch.TEXT, watch.EXAMPLE, watch.run_watch, watch.add_watch),
     "report": (report.SUMMARY, report.TEXT, report.EXAMPLE, report.run_report, report.add_report),
 }

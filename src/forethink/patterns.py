@@ -185,7 +185,8 @@ def diversity(thoughts: Sequence[str]) -> Record:
 def collapse_watch(file: Path, windows: int = 8, lines: Sequence[Record] | None = None) -> list[Record]:
     """`diversity` over time: steps in equal windows, each with as many thoughts, evenly taken.
 
-    A log without steps (an evaluation) is one window. ``lines`` are those of the file, where they are at hand. ``share`` holds the pattern groups of all responses there.
+    ``lines`` are those of the file, where they are at hand. A log without steps (an evaluation) is one window.
+    ``share`` holds the pattern groups of all responses there.
 
     Raises:
         ForethinkError: ``windows`` is below 1, or the file holds lines that are no responses.

@@ -86,13 +86,13 @@ def scaling(evaluations: Sequence[Evaluated], seed: int = 0) -> Record:
     for one in evaluations:
         try:
             found = read_point(one.folder, one.run)
-            key = "" if isinstance(found, str) else (one.label, (*asked(found), found.training.name))
+            key = () if isinstance(found, str) else (*asked(found), found.training.name)
         except (KeyError, TypeError, ValueError) as error:
-            found, key = f"its eval.json or its training's log lacks {error}", ""
-        if isinstance(found, str) or isinstance(key, str):
-            left_out.append({"evaluation": one.title, "reason": str(found)})
+            found, key = f"its eval.json or its training's log lacks {error}", ()
+        if isinstance(found, str):
+            left_out.append({"evaluation": one.title, "reason": found})
         else:
-            groups.setdefault(key, []).append((found, one.title))
+            groups.setdefault((one.label, key), []).append((found, one.title))
     curves = []
     for (label, key), points in groups.items():
         points.sort(key=lambda pair: (pair[0].step, pair[1]))
