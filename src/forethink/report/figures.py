@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,8 @@ def _accuracy(evaluations: Sequence[Record]) -> Figure | None:
 
 def _scaling(curve: Mapping[str, Any], metric: str) -> Figure | None:
     """Points, law and band of the nested splits against FLOPs, tokens and seconds."""
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator
+
     axes_known = [(a, t) for a, t in AXES if any(point.get(a, 0) > 0 for point in curve["points"])]
     splits = [one["split"] for one in curve["splits"] if one["kind"] == "nested"]
     if not axes_known or not splits:
@@ -148,6 +151,8 @@ def _scaling(curve: Mapping[str, Any], metric: str) -> Figure | None:
                         law["curve"]["compute"], drawn["low"], drawn["high"], color=colour, alpha=0.15, linewidth=0
                     )
         axis.set_xscale("log")
+        axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))  # else labels run into each other
+        axis.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf)))
         axis.set_xlabel(title)
         axis.set_ylabel(f"{metric} accuracy, %")
     axes[0].legend(frameon=False)
