@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"types"},
     {"config", "rundir"},
+    {"paired"},
     {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
@@ -29,9 +30,9 @@ LAYERS = [
     {"cli", "__main__"},
 ]
 # These see types, config, rundir and records, and no stage.
-RUN_FOLDERS_ONLY = {"scaling", "powerlaw", "evaluated", "patterns", "looking", "report"}
+RUN_FOLDERS_ONLY = {"paired", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report"}
 LIGHT = {"types", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards", "rescore",
-         "keys", "stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
+         "keys", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
          "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate"}
 
