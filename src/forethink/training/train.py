@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_file
 from forethink.types import Answer, Completion, ForethinkError, Problem
@@ -56,7 +57,7 @@ class _Stage:
 
         self.config, self.path = config, path
         self.main = int(os.environ.get("RANK", "0")) == 0
-        self.problems_folder = Path(config.run) / "problems"
+        self.problems_folder = stage_folder(config, "problems")
         self.checkpoints = self.path / "checkpoints"
         file = self.problems_folder / "train.parquet"
         if not file.is_file():
@@ -78,7 +79,7 @@ class _Stage:
 
     def _start(self) -> tuple[str, str | None]:
         """The weights training starts from: a model, and an adapter to merge into it."""
-        warm = Path(self.config.run) / "warmup" / "model"
+        warm = stage_folder(self.config, "warmup") / "model"
         start = self.config.train.start or (str(warm) if warm.is_dir() else None)
         if start is None:
             return self.config.model.name, self.config.model.adapter

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_inputs
 from forethink.types import ForethinkError, Problem
@@ -44,7 +45,7 @@ def run_warmup(config: Config) -> Path:
     Raises:
         ForethinkError: there are no problems, or they were made with another tokenizer.
     """
-    folder = Path(config.run) / "problems"
+    folder = stage_folder(config, "problems")
     source = folder / "train.parquet"
     if not source.exists():
         raise ForethinkError(f"{folder}: holds no training problems; run `forethink problems` first.")
