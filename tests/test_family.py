@@ -40,8 +40,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_llama, smollm2_tokenizer
     smollm2_tokenizer.save_pretrained(folder / "untrained")
     config = load_config(
         RECIPES / "family" / "start.toml",
-        [f"run={folder / 'teach'}", f"corpus.path={folder / 'corpus.jsonl'}", f"model.name={folder / 'untrained'}", *SMALL],
-    )  # fmt: skip
+        [
+            f"run={folder / 'teach'}",
+            f"corpus.path={folder / 'corpus.jsonl'}",
+            f"model.name={folder / 'untrained'}",
+            *SMALL,
+        ],
+    )
     score(config)
     problems(config)
     template, examples = load_template("v0"), []

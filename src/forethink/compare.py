@@ -142,8 +142,9 @@ def _selector(top: Path, inputs: Mapping[str, str]) -> str | None:
 
 def _training(place: Place) -> Record:
     """What trained the evaluated model, with what, and what it took up to there; None where nothing did."""
-    from forethink.evaluated import costs, read_points
+    from forethink.evaluated import read_points
     from forethink.rundir import read_jsonl
+    from forethink.spent import totals
 
     none: Record = dict.fromkeys(("training", "stage", "reward", "selector", "template", "step"))
     none |= {"spent": {}, "watched": {}}
@@ -159,7 +160,7 @@ def _training(place: Place) -> Record:
         return none | {"untrained": f"{folder} holds no training run"}
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if step is None or int(line["step"]) <= step]
     if step is None and lines:
-        step, spent = int(lines[-1]["step"]), costs(lines[-1])
+        step, spent = int(lines[-1]["step"]), totals(lines[-1])
     record = _json(folder / "run.json")
     settings = record.get("settings", {})
     return {

@@ -149,6 +149,24 @@ class Train(_Section):
     degenerate_alarm: float = Field(default=0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
 
 
+class Ntp(_Section):
+    """The plain baseline: next-token training on the run's training documents, to a budget."""
+
+    name: str = "ntp"  # the run folder's name below `run`, so that several baselines stand side by side
+    start: str | None = None  # a model or adapter folder, or a name; [model] when absent
+    budget: Literal["flops", "tokens", "seconds"] = "flops"  # what is matched
+    amount: float | None = Field(default=None, gt=0)  # of `budget`; read from `budget_from` when absent
+    budget_from: str | tuple[str, ...] = ()  # finished stages' folders, added up; the run's own `train` when empty
+    learning_rate: float = Field(default=1e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # over the budget, after a short rise
+    batch: int = Field(default=8192, ge=16)  # tokens a step
+    window: int = Field(default=1024, ge=2)  # tokens of a document learnt at once
+    precision: Literal["bf16", "fp32"] = "bf16"  # bf16: fp32 master weights under autocast
+    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
+    keep: int = Field(default=1, ge=1)  # models kept at equal shares of the budget, the last one included
+    save_every: int = Field(default=10, ge=1)  # steps between checkpoints to resume from
+
+
 class Eval(_Section):
     """Next-token accuracy, plain and reasoning, on the same positions."""
 
@@ -179,6 +197,7 @@ class Config(_Section):
     rollout: Rollout = Rollout()
     warmup: Warmup = Warmup()
     train: Train = Train()
+    ntp: Ntp = Ntp()
     eval: Eval = Eval()
     trl: dict[str, Any] = {}
 

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethink.rundir import read_jsonl
+from forethink.spent import totals
 from forethink.types import ForethinkError
 
 Record = dict[str, Any]
 
-AXES = ("flops", "tokens", "seconds")
 METRICS = ("reasoning", "plain")
 # Evaluations lie on one curve only where they asked in the same way.
 _SAME = ("template", "temperature", "max_tokens", "samples", "thresholds", "per_split")
@@ -55,16 +55,6 @@ def _json(path: Path) -> Record:
     if not isinstance(data, dict):
         raise ForethinkError(f"{path}: holds no record; make this folder again.")
     return data
-
-
-def costs(record: Record) -> dict[str, float]:
-    """Cumulative figures of one line of a training run's metrics, or of a checkpoint's ``spent.json``."""
-    parts = [key for key in record if key.startswith("flops/") and key != "flops/total"]
-    flops = record.get("flops/total", record.get("flops", sum(record[key] for key in parts) if parts else None))
-    names = ("tokens/generated", "tokens/update")
-    tokens = sum(record.get(name, 0) for name in names) if names[1] in record else record.get("tokens")
-    found = {"flops": flops, "tokens": tokens, "seconds": record.get("seconds")}
-    return {key: float(value) for key, value in found.items() if value is not None}
 
 
 def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
@@ -99,20 +89,20 @@ def read_point(evaluation: Path, run: Path) -> Point | str:
     stage = _json(training / "run.json").get("stage", "")
     if stage == "warmup":
         return "the warm start: training begins there"
-    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if costs(line)}
+    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if totals(line)}
     if not lines:
         return f"{training / 'metrics.jsonl'} tells no FLOPs, tokens or seconds"
     step = max(lines) if step is None else step
     kept = Path(result["model"]["name"]) / "spent.json"
     if step not in lines and kept.is_file():
-        return Point(evaluation, training, stage, step, costs(_json(kept)), result)
+        return Point(evaluation, training, stage, step, totals(_json(kept)), result)
     if not min(lines) <= step <= max(lines):
         return f"{training / 'metrics.jsonl'} has no step {step}"
     steps = sorted(lines)
     spent = {
-        key: float(np.interp(step, steps, [costs(lines[s])[key] for s in steps]))  # logged every few steps
-        for key in costs(lines[steps[0]])
-        if all(key in costs(lines[s]) for s in steps)
+        key: float(np.interp(step, steps, [totals(lines[s])[key] for s in steps]))  # logged every few steps
+        for key in totals(lines[steps[0]])
+        if all(key in totals(lines[s]) for s in steps)
     }
     return Point(evaluation, training, stage, step, spent, result)
 

@@ -86,7 +86,8 @@ def fit_runs(runs: Sequence[Path], metric: str, only: str, resamples: int, seed:
     Raises:
         ForethinkError: nothing can be fitted; the message holds the first reason.
     """
-    from forethink.evaluated import AXES, before, fit_split, read_points
+    from forethink.evaluated import before, fit_split, read_points
+    from forethink.spent import AXES
 
     if resamples < 100:
         raise ForethinkError(f"--resamples is {resamples}; ask for at least 100.")

@@ -24,7 +24,7 @@ from forethink.types import Answer, Completion, Finish, PolicyScores, Problem
 if TYPE_CHECKING:
     from forethink.rescore import Scorer
 
-__all__ = ["eval", "problems", "rescore", "score", "train", "warmup", "with_corpus"]
+__all__ = ["eval", "ntp", "problems", "rescore", "score", "train", "warmup", "with_corpus"]
 
 
 def score(config: Config) -> Path:
@@ -68,6 +68,13 @@ def train(config: Config) -> Path:
     from forethink.training.train import run_train
 
     return run_train(config)
+
+
+def ntp(config: Config) -> Path:
+    """The plain baseline at a budget: see :func:`forethink.training.ntp.run_ntp`."""
+    from forethink.training.ntp import run_ntp
+
+    return run_ntp(config)
 
 
 def with_corpus(config: Config) -> Config:

@@ -22,20 +22,31 @@ LAYERS = [
     {"recipe"},
     {"config", "rundir"},
     {"paired"},
-    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys"},
+    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys", "spent"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report", "watch",
-     "watched"},
+    {
+        "stages",
+        "scaling",
+        "powerlaw",
+        "evaluated",
+        "patterns",
+        "compare",
+        "sheets",
+        "looking",
+        "report",
+        "watch",
+        "watched",
+    },
     {"demo"},
     {"cli", "__main__"},
 ]
 # These see types, config, rundir and records, and no stage.
-RUN_FOLDERS_ONLY = {"paired", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report",
-                    "watch", "watched"}  # fmt: skip
+RUN_FOLDERS_ONLY = {"paired", "spent", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking",
+                    "report", "watch", "watched"}  # fmt: skip
 LIGHT = {"types", "recipe", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards",
-         "rescore", "keys", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "compare",
+         "rescore", "keys", "spent", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "compare",
          "sheets", "looking", "watch", "watched", "demo", "cli", "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate", "matplotlib"}
 

@@ -9,10 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from forethink.evaluated import AXES, Point, asked, before, fit_split, read_point
+from forethink.evaluated import Point, asked, before, fit_split, read_point
 from forethink.paired import differences, finished, same_positions
 from forethink.patterns import KEYWORDS, Shares, collapse_watch, count_patterns, pattern_table
 from forethink.report.samples import Record, Source
+from forethink.spent import AXES
 
 RESAMPLES = 400  # bootstrap draws of a law; `forethink fit` takes 1000
 PAIR_RESAMPLES = 1000

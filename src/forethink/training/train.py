@@ -179,8 +179,7 @@ class _Stage:
             self.run.append("samples", lines)
 
     def _train_and_save(self, trainer: ReinforcementTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-        from forethink.training.checkpoints import Keep, newest_checkpoint, save_model
-        from forethink.training.grpo import SPENT
+        from forethink.training.checkpoints import SPENT, Keep, newest_checkpoint, save_model
         from forethink.training.progress import Progress
 
         if self.main:
@@ -197,8 +196,9 @@ class _Stage:
                 print(f"resuming from step {done}", file=sys.stderr, flush=True)
         progress = Progress(self.run, self.config.train.degenerate_alarm)
         trainer.add_callback(progress)
-        if self.config.train.keep_every is not None and self.main:
-            trainer.add_callback(Keep(trainer, tokenizer, self.path, self.config.train.keep_every))
+        every = self.config.train.keep_every
+        if every is not None and self.main:
+            trainer.add_callback(Keep(trainer, tokenizer, self.path, lambda step: step % every == 0))
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
