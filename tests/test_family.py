@@ -38,20 +38,13 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_llama, smollm2_tokenizer
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     tiny_llama.save_pretrained(folder / "untrained")
     smollm2_tokenizer.save_pretrained(folder / "untrained")
-    config = load_config(
-        RECIPES / "family" / "start.toml",
-        [
-            f"run={folder / 'teach'}",
-            f"corpus.path={folder / 'corpus.jsonl'}",
-            f"model.name={folder / 'untrained'}",
-            *SMALL,
-        ],
-    )
+    own = [f"run={folder / 'teach'}", f"corpus.path={folder / 'corpus.jsonl'}", f"model.name={folder / 'untrained'}"]
+    config = load_config(RECIPES / "family" / "start.toml", [*own, *SMALL])
     score(config)
     problems(config)
     template, examples = load_template("v0"), []
     known = read_problems(folder / "teach" / "problems")
-    for i in range(480):
+    for i in range(320):
         problem = rng.choice(known)
         box = r" \boxed{" + rng.choice((" red", " blue")) + "}" if i % 4 else " nothing"
         reply = smollm2_tokenizer("So" + box, add_special_tokens=False)["input_ids"]

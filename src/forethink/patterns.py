@@ -103,6 +103,11 @@ def _responses(file: Path, lines: Iterable[Record] | None = None) -> Iterator[Re
         yield line
 
 
+def _document(problem: str) -> str:
+    """Whose responses resemble each other: those of a document (``<document>:<token index>``), or of a question."""
+    return problem.partition(":")[0] if problem.count(":") == 1 else problem
+
+
 def count_patterns(file: Path, lines: Sequence[Record] | None = None) -> Shares:
     """Count the six groups over the responses of a ``samples.jsonl``, or over those of its ``lines`` at hand.
 
@@ -112,8 +117,7 @@ def count_patterns(file: Path, lines: Sequence[Record] | None = None) -> Shares:
     names = list(KEYWORDS)
     documents: dict[str, NDArray[np.float64]] = {}
     for line in _responses(file, lines):
-        document = str(line["problem"]).rpartition(":")[0] or str(line["problem"])
-        counts = documents.setdefault(document, np.zeros(len(names) + 1))
+        counts = documents.setdefault(_document(str(line["problem"])), np.zeros(len(names) + 1))
         for name in groups_in(line["text"]):
             counts[names.index(name)] += 1
         counts[-1] += 1
