@@ -153,7 +153,9 @@ def test_in_a_terminal_it_is_drawn_and_ctrl_c_ends_it_quietly(tmp_path: Path) ->
     parent, child = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
-    code = "import signal, sys; from forethink.cli import main; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from forethink.cli import main;"
+    )
     command = [
         sys.executable,
         "-c",
