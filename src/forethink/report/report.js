@@ -2,7 +2,7 @@
 // Everything from a run is put on the page as text (textContent, text nodes) and never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const FOLD = 1500; // characters of a text shown before it is unfolded
-const CONTEXT = 700; // characters of context shown before it is unfolded
+const CONTEXT = 320; // characters of context shown before it is unfolded
 const STEPS = [0.25, 0.5, 1, 1.5, 2, 3, 4]; // nats: lower ends of the colours
 
 // ---- elements and text ----
