@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -169,9 +170,9 @@ def test_documents_positions_and_completions_are_gathered(tmp_path: Path) -> Non
     data = collect([write_run(tmp_path / "run")])
     assert data["runs"] == ["run"]
     assert data["sources"] == [
-        {"label": "eval-start", "kind": "eval"},
-        {"label": "eval-trained", "kind": "eval"},
-        {"label": "train", "kind": "train"},
+        {"label": "eval-start", "kind": "eval", "run": "run"},
+        {"label": "eval-trained", "kind": "eval", "run": "run"},
+        {"label": "train", "kind": "train", "run": "run"},
     ]  # fmt: skip
     held = next(one for one in data["documents"] if one["id"] == "d0")
     assert held["tokens"][:6] == ["The", " sum", " of", " ", "é", " and"]
@@ -378,15 +379,20 @@ def test_pairs_are_what_compare_says(large: Path, found: dict[str, Any]) -> None
         assert ours["reasoning"]["interval"] == pytest.approx(theirs["reasoning"]["interval"], rel=1e-4)
 
 
-def test_runs_on_other_positions_are_not_paired(tmp_path: Path) -> None:
+def test_only_what_stands_on_the_same_positions_is_paired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [write_large(tmp_path / name / "run", documents=n, samples=2) for name, n in (("a", 6), ("b", 8), ("c", 6))]
-    names = {(pair["theirs"][0], pair["ours"][0]) for pair in collect(runs)["pairs"]}
-    assert names == {("a", "a"), ("b", "b"), ("a", "c")}  # 14 on a's positions: each against the first alone
+    made = collect(runs)
+    both = Counter((pair["theirs"][0], pair["ours"][0]) for pair in made["pairs"])
+    assert both == {("a", "a"): 21, ("b", "b"): 21, ("c", "c"): 21, ("a", "c"): 49}
+    assert {one["run"] for one in made["sources"]} == {"a/run", "b/run", "c/run"}
+    monkeypatch.setattr("forethink.report.findings.ALL_PAIRS", 8)
+    few = Counter((pair["theirs"][0], pair["ours"][0]) for pair in collect(runs)["pairs"])
+    assert few == {("a", "a"): 6, ("b", "b"): 21, ("c", "c"): 6, ("a", "c"): 7}
 
 
 def test_patterns_and_the_collapse_watch(found: dict[str, Any]) -> None:
     rows = found["patterns"]["rows"]
-    assert [row["source"] for row in rows][:2] == ["before", "step-006"] and rows[-1]["source"] == "train"
+    assert [row["source"] for row in rows] == ["before", "train", *(f"step-{step:03}" for step in STEPS)]
     assert rows[0]["groups"]["hypothesis"]["value"] == 1.0  # every thought says "probably"
     assert rows[0]["groups"]["breakdown"]["value"] == 0.0
     watch = next(one for one in found["patterns"]["watch"] if one["label"] == "train")

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -151,9 +152,20 @@ def test_in_a_terminal_it_is_drawn_and_ctrl_c_ends_it_quietly(tmp_path: Path) ->
     run.append("metrics", [metric(step) for step in range(1, 9)])
     parent, child = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-    process = subprocess.Popen(
-        [*COMMAND, str(tmp_path), "--interval", "0.1"], stdin=child, stdout=child, stderr=child, env=environment
+    # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from forethink.cli import main;"
     )
+    command = [
+        sys.executable,
+        "-c",
+        f"{code} sys.exit(main(sys.argv[1:]))",
+        "watch",
+        str(tmp_path),
+        "--interval",
+        "0.1",
+    ]
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=environment)
     os.close(child)
     shown = bytearray()
 
@@ -176,6 +188,6 @@ def test_in_a_terminal_it_is_drawn_and_ctrl_c_ends_it_quietly(tmp_path: Path) ->
     assert process.wait(timeout=60) == 130
     reader.join(timeout=60)
     os.close(parent)
-    text = shown.decode("utf-8", "replace")
-    assert "step 8/10" in text and "reward" in text
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\s+", " ", shown.decode("utf-8", "replace"))
+    assert "step 8/10" in re.sub(" +", " ", text) and "reward" in text
     assert "Traceback" not in text and "forethink: stopped" not in text

@@ -153,7 +153,7 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
             folder = run / stage["name"]
             title = stage["name"] if len(runs) == 1 else f"{label}/{stage['name']}"
             if stage["stage"] in ("eval", "train") and (folder / "samples.jsonl").exists():
-                sources.append(read_source(title, stage["stage"], folder))
+                sources.append(read_source(title, stage["stage"], folder, label))
             one = _evaluation(folder, stage)
             if one is not None:
                 evaluations.append({**one, "title": title})
@@ -165,7 +165,7 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
         data["evaluations"] += evaluations
         scored += [p for p in _folders(run, stages, "score") if any(p.glob("shards/*.parquet"))]
         files += _problem_files(_folders(run, stages, "problems"), evaluations)
-    data["sources"] = [{"label": source.label, "kind": source.kind} for source in sources]
+    data["sources"] = [{"label": source.label, "kind": source.kind, "run": source.run} for source in sources]
     data["documents"], data["notes"] = gather(scored, files, sources, budget)
     data["pairs"], data["scaling"], data["patterns"] = pairs(evaluated), scaling(evaluated), patterns(sources)
     data["notes"] += [

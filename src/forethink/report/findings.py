@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +17,7 @@ from forethink.spent import AXES
 
 RESAMPLES = 400  # bootstrap draws of a law; `forethink fit` takes 1000
 PAIR_RESAMPLES = 1000
-ALL_PAIRS = 10  # of more evaluations on the same positions each is held against the first alone
+ALL_PAIRS = 16  # of more evaluations on the same positions each is held against its run's first and the first of all
 WINDOWS = 12  # of the collapse watch
 
 
@@ -103,12 +103,12 @@ def scaling(evaluations: Sequence[Evaluated], seed: int = 0) -> Record:
 
 
 def pairs(evaluations: Sequence[Evaluated], seed: int = 0) -> list[Record]:
-    """Differences of evaluations on the same positions, all pairs of a group, or all against its first where many.
+    """Differences of evaluations on the same positions, all pairs, or of many the telling ones.
 
     Returns:
         Records of ``ours`` and ``theirs`` (titles; the later and the earlier) and ``rows`` (`paired.differences`).
     """
-    groups: list[list[tuple[str, tuple[Record, list[Record]]]]] = []
+    groups: list[list[tuple[Evaluated, tuple[Record, list[Record]]]]] = []
     for one in evaluations:
         found = finished(one.folder)
         if not found[1] or not {"splits", "band", "right", "samples", "plain"} <= found[1][0].keys():
@@ -117,18 +117,17 @@ def pairs(evaluations: Sequence[Evaluated], seed: int = 0) -> list[Record]:
             continue
         for group in groups:
             if same_positions(found, group[0][1]):
-                group.append((one.title, found))
+                group.append((one, found))
                 break
         else:
-            groups.append([(one.title, found)])
+            groups.append([(one, found)])
     made = []
     for group in groups:
-        chosen: Iterable[tuple[Any, Any]] = combinations(group, 2)
-        if len(group) > ALL_PAIRS:
-            chosen = [(group[0], other) for other in group[1:]]
-        for (theirs, b), (ours, a) in chosen:
-            rows = differences(a[1], b[1], a[0]["thresholds"], PAIR_RESAMPLES, seed)
-            made.append({"ours": ours, "theirs": theirs, "rows": significant(rows)})
+        firsts = {one.label: one.title for one, _ in reversed(group)}
+        for (theirs, b), (ours, a) in combinations(group, 2):
+            if len(group) <= ALL_PAIRS or theirs is group[0][0] or theirs.title == firsts[ours.label]:
+                rows = differences(a[1], b[1], a[0]["thresholds"], PAIR_RESAMPLES, seed)
+                made.append({"ours": ours.title, "theirs": theirs.title, "rows": significant(rows)})
     return made
 
 

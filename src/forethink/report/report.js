@@ -2,7 +2,7 @@
 // Everything from a run is put on the page as text (textContent, text nodes) and never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const FOLD = 1500; // characters of a text shown before it is unfolded
-const CONTEXT = 700; // characters of context shown before it is unfolded
+const CONTEXT = 320; // characters of context shown before it is unfolded
 const STEPS = [0.25, 0.5, 1, 1.5, 2, 3, 4]; // nats: lower ends of the colours
 
 // ---- elements and text ----
@@ -160,7 +160,9 @@ function overview() {
   } else made.append(el("p", { class: "soft" }, "No stage raised a warning."));
   const going = DATA.stages.filter((stage) => stage.status !== "done");
   if (going.length) made.append(put(el("p", { class: "soft" }), "Not finished: " + going.map((s) => `${s.run}/${s.name}`).join(", ") + "."));
-  for (const note of DATA.notes) made.append(put(el("p", { class: "soft" }), note));
+  const notes = DATA.notes.map((note) => put(el("p", { class: "soft" }), note));
+  if (notes.length > 2) made.append(notes[0], el("details", {}, el("summary", {}, "What is shown of each set of completions"), ...notes.slice(1)));
+  else made.append(...notes);
 }
 
 // ---- documents ----
@@ -191,11 +193,13 @@ function documents() {
   openDocument(0);
 }
 
-// Of many sets of completions the first and the last evaluation and the training are shown, the rest at a press.
+// Of many sets of completions the first evaluation, the last one of every run and the trainings are shown, the rest at a
+// press.
 function defaults() {
   const at = [...DATA.sources.keys()];
   const evaluations = at.filter((i) => DATA.sources[i].kind === "eval");
-  const few = at.length <= 3 ? at : [evaluations[0], evaluations.at(-1), ...at.filter((i) => DATA.sources[i].kind !== "eval")];
+  const last = DATA.runs.map((run) => evaluations.findLast((i) => DATA.sources[i].run === run));
+  const few = at.length <= 3 ? at : [evaluations[0], ...last, ...at.filter((i) => DATA.sources[i].kind !== "eval")];
   reader.shown = new Set(few.filter((i) => i !== undefined));
 }
 

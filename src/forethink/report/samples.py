@@ -28,6 +28,7 @@ class Source:
         label: how the page names it.
         kind: ``"eval"`` or ``"train"``.
         folder: the stage's folder.
+        run: the label of the run it belongs to.
         samples: problem id → its lines of ``samples.jsonl``.
         plain: problem id → its line of ``positions.jsonl``.
         share: part of the documents that was read.
@@ -36,6 +37,7 @@ class Source:
     label: str
     kind: str
     folder: Path
+    run: str = ""
     samples: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
     plain: dict[str, Record] = field(default_factory=dict)
     share: float = 1.0
@@ -51,13 +53,13 @@ def place_of(document: str) -> float:
     return int.from_bytes(hashlib.sha256(document.encode("utf-8", "surrogatepass")).digest()[:6]) / 2**48
 
 
-def read_source(label: str, kind: str, folder: Path) -> Source:
+def read_source(label: str, kind: str, folder: Path, run: str) -> Source:
     """Read ``samples.jsonl`` and ``positions.jsonl`` of a folder.
 
     Raises:
         ForethinkError: a line that is not JSON, or lacks a field.
     """
-    source = Source(label, kind, folder)
+    source = Source(label, kind, folder, run)
     file = folder / "samples.jsonl"
     if file.exists():
         source.share = min(1.0, SAMPLES_BYTES / max(1, file.stat().st_size))
