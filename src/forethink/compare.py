@@ -142,7 +142,7 @@ def _selector(top: Path, inputs: Mapping[str, str]) -> str | None:
 
 def _training(place: Place) -> Record:
     """What trained the evaluated model, with what, and what it took up to there; None where nothing did."""
-    from forethink.evaluated import costs, read_points
+    from forethink.evaluated import _spent, read_points
     from forethink.rundir import read_jsonl
 
     none: Record = dict.fromkeys(("training", "stage", "reward", "selector", "template", "step"))
@@ -159,7 +159,7 @@ def _training(place: Place) -> Record:
         return none | {"untrained": f"{folder} holds no training run"}
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if step is None or int(line["step"]) <= step]
     if step is None and lines:
-        step, spent = int(lines[-1]["step"]), costs(lines[-1])
+        step, spent = int(lines[-1]["step"]), _spent(lines[-1])
     record = _json(folder / "run.json")
     settings = record.get("settings", {})
     return {

@@ -57,7 +57,7 @@ def _json(path: Path) -> Record:
     return data
 
 
-def costs(record: Record) -> dict[str, float]:
+def _spent(record: Record) -> dict[str, float]:
     """Cumulative figures of one line of a training run's metrics, or of a checkpoint's ``spent.json``."""
     parts = [key for key in record if key.startswith("flops/") and key != "flops/total"]
     flops = record.get("flops/total", record.get("flops", sum(record[key] for key in parts) if parts else None))
@@ -98,20 +98,20 @@ def _point(evaluation: Path, run: Path) -> Point | str:
     stage = _json(training / "run.json").get("stage", "")
     if stage == "warmup":
         return "the warm start: training begins there"
-    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if costs(line)}
+    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if _spent(line)}
     if not lines:
         return f"{training / 'metrics.jsonl'} tells no FLOPs, tokens or seconds"
     step = max(lines) if step is None else step
     kept = Path(result["model"]["name"]) / "spent.json"
     if step not in lines and kept.is_file():
-        return Point(evaluation, training, stage, step, costs(_json(kept)), result)
+        return Point(evaluation, training, stage, step, _spent(_json(kept)), result)
     if not min(lines) <= step <= max(lines):
         return f"{training / 'metrics.jsonl'} has no step {step}"
     steps = sorted(lines)
     spent = {
-        key: float(np.interp(step, steps, [costs(lines[s])[key] for s in steps]))  # logged every few steps
-        for key in costs(lines[steps[0]])
-        if all(key in costs(lines[s]) for s in steps)
+        key: float(np.interp(step, steps, [_spent(lines[s])[key] for s in steps]))  # logged every few steps
+        for key in _spent(lines[steps[0]])
+        if all(key in _spent(lines[s]) for s in steps)
     }
     return Point(evaluation, training, stage, step, spent, result)
 
