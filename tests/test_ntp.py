@@ -14,29 +14,18 @@ from safetensors.torch import load_file
 from forethink import cli, stages
 from forethink.config import Config
 from forethink.evaluated import read_points
-from forethink.models import encode_document, fingerprint, load_model, token_bytes
+from forethink.models import fingerprint, load_model
 from forethink.records import read_problems, write_problems, write_scored
 from forethink.rundir import RunDir, read_jsonl
 from forethink.training.ntp import learning_rate_share, run_ntp
 from forethink.training.supervised import Example
 from forethink.training.windows import Steps, cut_step, cut_windows, micro_batches
-from forethink.types import ForethinkError, ScoredDocument
-from trainers import TEXT, configure, ntp_in_child, prepare
+from forethink.types import ForethinkError
+from trainers import configure, ntp_in_child, prepare, scored
 
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["trainers", "forethink.training.ntp"])
 DOCUMENTS = 6
-
-
-def scored(tokenizer, number: int) -> ScoredDocument:
-    """A document as `make_problems` cuts it, as the policy's tokenizer scored it."""
-    text = TEXT if number == 0 else f"Story {number}. {TEXT}"
-    ids, ends = encode_document(tokenizer, text, token_bytes(tokenizer))
-    flat = [1.0] * len(ids)
-    return ScoredDocument(
-        id=f"doc{number}", text=text.encode(), token_ids=ids, byte_ends=ends, entropy=flat, entropy_raw=flat,
-        entropy_full=flat, logprob=[-1.0] * len(ids), argmax=ids, short=[False] * len(ids),
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from forethink.config import Config, load_config
 from forethink.models import encode_document, fingerprint, token_bytes
 from forethink.records import write_problems
-from forethink.types import Problem
+from forethink.types import Problem, ScoredDocument
 
 TEXT = (
     "The cat sat on the mat. The dog sat on the log, and then the cat saw the dog run over the hill to the red barn "
@@ -39,6 +39,17 @@ def make_problems(tokenizer: Any, documents: int = 1, every: int = 4) -> list[Pr
                 )
             )  # fmt: skip
     return problems
+
+
+def scored(tokenizer: Any, number: int) -> ScoredDocument:
+    """A document as `make_problems` cuts it, as the policy's tokenizer scored it."""
+    text = TEXT if number == 0 else f"Story {number}. {TEXT}"
+    ids, ends = encode_document(tokenizer, text, token_bytes(tokenizer))
+    flat = [1.0] * len(ids)
+    return ScoredDocument(
+        id=f"doc{number}", text=text.encode(), token_ids=ids, byte_ends=ends, entropy=flat, entropy_raw=flat,
+        entropy_full=flat, logprob=[-1.0] * len(ids), argmax=ids, short=[False] * len(ids),
+    )  # fmt: skip
 
 
 def configure(run: Path, *overrides: str) -> Config:

@@ -66,7 +66,7 @@ class Flops:
         return (2 * self.body + self.trained) * tokens + self.pair * pairs * 7 // 2 + head
 
     def decode(self, prompt_tokens: list[int], completion_tokens: list[list[int]]) -> int:
-        """Operations of sampling: each prompt once a group, then every completion token by token against its prefix.
+        """An estimate for engines that do not count: each prompt once a group, then every completion token by token.
 
         A completion's last token is drawn and never run. Prefixes that prompts share are counted for each of them.
         """
