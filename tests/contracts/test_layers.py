@@ -19,8 +19,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # everything in a folder, the folder's.
 LAYERS = [
     {"types"},
-    {"config", "rundir"},
-    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys"},
+    {"config", "rundir", "functions", "flags"},
+    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys", "verify", "questions"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
@@ -30,9 +30,9 @@ LAYERS = [
 ]
 # These see types, config, rundir and records, and no stage.
 RUN_FOLDERS_ONLY = {"scaling", "powerlaw", "evaluated", "patterns", "looking", "report"}
-LIGHT = {"types", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards", "rescore",
-         "keys", "stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
-         "__main__"}  # fmt: skip
+LIGHT = {"types", "config", "functions", "flags", "rundir", "corpus", "records", "selectors", "problems", "questions",
+         "verify", "templates", "rewards", "rescore", "keys", "stages", "scaling", "powerlaw", "evaluated", "patterns",
+         "looking", "demo", "cli", "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate"}
 
 
