@@ -200,7 +200,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="a recipe in TOML")
     add("--run", metavar="DIR", help="run: the folder below which every stage writes")
     add("--seed", type=int, help="seed")
-    if name not in ("rescore", "demo"):
+    if name not in ("rescore", "demo", "finetune"):
         add("--corpus", metavar="PATH", help="corpus.path: a file, a folder, a `datasets` directory or a hub id")
         add("--field", action="append", metavar="NAME", help="corpus.field: a text field of a record (repeatable)")
         add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
