@@ -149,7 +149,7 @@ def _gym() -> Any:
         import reasoning_gym
     except ImportError as error:
         raise ForethinkError(
-            f"reasoning_gym: cannot be imported ({first_line(error)}); install it by `pip install 'forethink[tasks]'`."
+            f"reasoning_gym: cannot be imported ({first_line(error)}); install it by `pip install 'forethink[questions]'`."
         ) from None
     return reasoning_gym
 

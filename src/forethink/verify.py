@@ -203,7 +203,8 @@ def _judge(how: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], bool]:
         from forethink.questions import make_task
 
         task = make_task(how["name"], how["options"], how["count"], how["seed"])
-        return lambda job: float(task.score_answer(job["answer"], task[job["index"]])) >= 1.0
+        # Exactly 1: some tasks add up parts of an answer, which may come out above 1 by rounding.
+        return lambda job: float(task.score_answer(job["answer"], task[job["index"]])) == 1.0
     from forethink.functions import load_function
 
     function = load_function(how["name"])
