@@ -7,6 +7,7 @@ a key that forethink sets itself must not appear there.
 from __future__ import annotations
 
 import datetime
+import functools
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from forethink.recipe import merge, origin, read_recipe
 from forethink.types import ForethinkError
 
 
@@ -143,6 +145,24 @@ class Train(_Section):
     degenerate_alarm: float = Field(default=0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
 
 
+class Ntp(_Section):
+    """The plain baseline: next-token training on the run's training documents, to a budget."""
+
+    name: str = "ntp"  # the run folder's name below `run`, so that several baselines stand side by side
+    start: str | None = None  # a model or adapter folder, or a name; [model] when absent
+    budget: Literal["flops", "tokens", "seconds"] = "flops"  # what is matched
+    amount: float | None = Field(default=None, gt=0)  # of `budget`; read from `budget_from` when absent
+    budget_from: str | tuple[str, ...] = ()  # finished stages' folders, added up; the run's own `train` when empty
+    learning_rate: float = Field(default=1e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # over the budget, after a short rise
+    batch: int = Field(default=8192, ge=16)  # tokens a step
+    window: int = Field(default=1024, ge=2)  # tokens of a document learnt at once
+    precision: Literal["bf16", "fp32"] = "bf16"  # bf16: fp32 master weights under autocast
+    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
+    keep: int = Field(default=1, ge=1)  # models kept at equal shares of the budget, the last one included
+    save_every: int = Field(default=10, ge=1)  # steps between checkpoints to resume from
+
+
 class Eval(_Section):
     """Next-token accuracy, plain and reasoning, on the same positions."""
 
@@ -191,6 +211,7 @@ class Config(_Section):
     """One recipe: everything a run depends on."""
 
     run: str = "runs/default"  # the stages write their run folders below it
+    parent: str | None = None  # a run whose finished score, problems and warmup count where this one has none
     seed: int = 0
     corpus: Corpus = Corpus()
     model: Model = Model()
@@ -201,6 +222,7 @@ class Config(_Section):
     rollout: Rollout = Rollout()
     warmup: Warmup = Warmup()
     train: Train = Train()
+    ntp: Ntp = Ntp()
     eval: Eval = Eval()
     questions: Questions = Questions()
     finetune: Finetune = Finetune()
@@ -217,7 +239,7 @@ def _value(text: str) -> Any:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply overrides such as ``train.steps=40``.
+    """Read a recipe, on its ``base`` where it names one, and apply overrides such as ``train.steps=40``.
 
     Args:
         path: a TOML file; None for the defaults alone.
@@ -226,16 +248,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ForethinkError: the file is absent or no TOML, a key is unknown, or a value has the wrong type.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ForethinkError(f"{path}: no such recipe; name an existing TOML file with --config.") from None
-        except OSError as error:
-            raise ForethinkError(f"{path}: cannot be read ({error.strerror}); name a TOML file.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ForethinkError(f"{path}: not a TOML file ({error}); mend that line.") from None
+    chain = [] if path is None else read_recipe(path)
+    data: dict[str, Any] = functools.reduce(merge, (table for _, table in chain), {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -252,7 +266,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        source = str(path) if path is not None else "the overrides"
+        source = origin(chain, first["loc"]) if chain else "the overrides"
         if first["type"] == "extra_forbidden":
             raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
         raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None

@@ -149,7 +149,7 @@ def _gym() -> Any:
         import reasoning_gym
     except ImportError as error:
         raise ForethinkError(
-            f"reasoning_gym: cannot be imported ({first_line(error)}); install it by `pip install 'forethink[questions]'`."
+            f"reasoning_gym: not to be had ({first_line(error)}); `pip install 'forethink[questions]'` installs it."
         ) from None
     return reasoning_gym
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from forethink.config import Config
 from forethink.questions import Encode, held_out_questions, held_out_source, source_inputs, training_questions
+from forethink.recipe import stage_folder
 from forethink.templates import Template, box_closed, load_template, read_last
 from forethink.training.train import Stage, run_stage
 from forethink.types import Answer, Completion, ForethinkError, Outcome, Question
@@ -37,7 +38,9 @@ def run_finetune(config: Config) -> Path:
             ``[trl]`` that is forethink's own.
         SystemExit: 130 after an interrupt; the same command goes on.
     """
-    return run_stage(_Finetune, effective(config), Path(config.run) / config.finetune.name / "train")
+    knobs = config.finetune.model_copy(update={"start": start_of(config)})
+    own = effective(config.model_copy(update={"finetune": knobs}))
+    return run_stage(_Finetune, own, Path(config.run) / knobs.name / "train")
 
 
 def effective(config: Config) -> Config:
@@ -59,7 +62,8 @@ def start_of(config: Config) -> str | None:
     Raises:
         ForethinkError: the named start is no folder.
     """
-    named, trained = config.finetune.start, Path(config.run) / "train" / "model"
+    named = config.finetune.start
+    trained = stage_folder(config, "train") / "model"
     if named is not None and not Path(named).is_dir():
         raise ForethinkError(f"finetune.start: {named} is no folder; name a model's or an adapter's.")
     return named or (str(trained) if trained.is_dir() else None)
@@ -109,7 +113,7 @@ class _Finetune(Stage):
         from forethink.models import adapter_base
 
         policy = self.config.model
-        start = start_of(self.config)
+        start = self.config.finetune.start
         if start is None:
             return policy.name, policy.adapter
         if (Path(start) / "adapter_config.json").is_file():

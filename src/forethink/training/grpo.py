@@ -33,14 +33,12 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from forethink.flops import Flops
-from forethink.rollout import Engine, check_version
+from forethink.rollout import Engine, check_version, generate_counted
 from forethink.rundir import write_atomic
-from forethink.training.checkpoints import mark_complete
+from forethink.training.checkpoints import SPENT, mark_complete
 from forethink.training.forward import Packer, inference_weights, install, packed
 from forethink.training.groups import Group, Hooks, Task, advantages, collate, figures, idle_group, pooled
 from forethink.types import ForethinkError, Problem
-
-SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
 
 
 class ReinforcementTrainer(GRPOTrainer):
@@ -125,7 +123,10 @@ class ReinforcementTrainer(GRPOTrainer):
             return []
         prompts = [self.hooks.render(problem) for problem in problems]
         seed = (self.args.seed << 32) + step  # other random numbers when a problem comes again
-        sampled = self.engine.generate(prompts, [problem.id for problem in problems], seed)
+        ids = [problem.id for problem in problems]
+        sampled, flops = generate_counted(self.engine, self._cost, prompts, ids, seed)
+        self.spent["flops/rollout"] += flops
+        self.spent["tokens/generated"] += sum(len(c.token_ids) for completions in sampled for c in completions)
         groups = []
         with self.accelerator.autocast(), torch.no_grad():
             for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
@@ -137,9 +138,6 @@ class ReinforcementTrainer(GRPOTrainer):
                     Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
                 )
                 self.spent["flops/scores"] += flops
-        lengths = [[len(c.token_ids) for c in completions] for completions in sampled]
-        self.spent["tokens/generated"] += sum(map(sum, lengths))
-        self.spent["flops/rollout"] += self._cost.decode([len(p) for p in prompts], lengths)
         return groups
 
     def _micro_batches(self, kept: list[Group], wanted: list[Task]) -> list[dict[str, Any] | None]:

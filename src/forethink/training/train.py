@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_file
 from forethink.types import ForethinkError
@@ -75,7 +76,7 @@ class Stage:
 
     def _inputs(self) -> dict[str, str]:
         """Hashes of what the stage reads, models apart."""
-        self.problems_folder = Path(self.config.run) / "problems"
+        self.problems_folder = stage_folder(self.config, "problems")
         file = self.problems_folder / "train.parquet"
         if not file.is_file():
             raise ForethinkError(f"{file}: no such problems; run `forethink problems` with the same run=… first.")
@@ -93,7 +94,7 @@ class Stage:
 
     def _start(self) -> tuple[str, str | None]:
         """The weights training starts from: a model, and an adapter to merge into it."""
-        warm = Path(self.config.run) / "warmup" / "model"
+        warm = stage_folder(self.config, "warmup") / "model"
         start = self.config.train.start or (str(warm) if warm.is_dir() else None)
         if start is None:
             return self.config.model.name, self.config.model.adapter
@@ -207,8 +208,7 @@ class Stage:
             self.run.append("samples", lines)
 
     def _train_and_save(self, trainer: ReinforcementTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-        from forethink.training.checkpoints import Keep, newest_checkpoint, save_model
-        from forethink.training.grpo import SPENT
+        from forethink.training.checkpoints import SPENT, Keep, newest_checkpoint, save_model
         from forethink.training.progress import Progress
 
         if self.main:
@@ -226,8 +226,9 @@ class Stage:
         whole = self.adapter is not None  # an adapter upon merged weights would load onto others
         progress = Progress(self.run, self.config.train.degenerate_alarm, self.remedy)
         trainer.add_callback(progress)
-        if self.config.train.keep_every is not None and self.main:
-            trainer.add_callback(Keep(trainer, tokenizer, self.path, self.config.train.keep_every, whole))
+        every = self.config.train.keep_every
+        if every is not None and self.main:
+            trainer.add_callback(Keep(trainer, tokenizer, self.path, lambda step: step % every == 0, whole))
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
