@@ -63,10 +63,12 @@ def start_of(config: Config) -> str | None:
         ForethinkError: the named start is no folder.
     """
     named = config.finetune.start
-    trained = stage_folder(config, "train") / "model"
-    if named is not None and not Path(named).is_dir():
+    if named is None:
+        trained = stage_folder(config, "train") / "model"
+        return str(trained) if trained.is_dir() else None
+    if not Path(named).is_dir():
         raise ForethinkError(f"finetune.start: {named} is no folder; name a model's or an adapter's.")
-    return named or (str(trained) if trained.is_dir() else None)
+    return named
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Encode:
