@@ -11,7 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from forethink.config import Config, load_config, load_function
+from forethink.config import Config, load_config
+from forethink.functions import load_function
 from forethink.rundir import config_toml
 from forethink.types import ForethinkError
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethink import __version__, looking
+from forethink import __version__, flags, looking
 from forethink.types import ForethinkError, disk_full, first_line
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _FLAGS = {
     "run": "run", "seed": "seed", "corpus": "corpus.path", "field": "corpus.field",
     "separator": "corpus.separator", "model": "model.name", "adapter": "model.adapter", "reward": "reward.name",
     "checkpoint": "eval.model", "name": "eval.name", "against": "eval.against",
+    "questions": "questions.source", "held_out": "questions.held_out", "question_field": "questions.question",
+    "answer_field": "questions.answer", "start": "finetune.start", "tune": "finetune.name",
 }  # fmt: skip
 
 
@@ -48,8 +50,8 @@ def _config(args: argparse.Namespace, recipe: Path | None = None) -> Config:
     from forethink.config import load_config
 
     given = {key: getattr(args, flag, None) for flag, key in _FLAGS.items()}
-    flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
-    return load_config(args.config or recipe, [*flags, *args.overrides])
+    named = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    return load_config(args.config or recipe, [*named, *args.overrides])
 
 
 def _stage(name: str) -> Callable[[argparse.Namespace], None]:
@@ -66,7 +68,7 @@ def _eval(args: argparse.Namespace) -> None:
     config = _config(args)
     from forethink import stages
 
-    _tell(stages.eval(config, corpus=args.corpus is not None))
+    _tell(stages.eval(config, corpus=args.corpus is not None, questions=args.held_out is not None))
 
 
 def _rescore(args: argparse.Namespace) -> None:
@@ -103,21 +105,6 @@ def _tell(path: Path) -> None:
 def _text(value: str) -> str:
     r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
     return value.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="DIR", help="eval.model: a model or adapter folder (else the policy)")
-    parser.add_argument("--name", metavar="NAME", help="eval.name: the folder below the run's folder")
-    parser.add_argument(
-        "--against", action="append", metavar="DIR",
-        help="eval.against: an evaluation on the same positions, for paired differences (repeatable)",
-    )  # fmt: skip
-
-
-def _rescore_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", metavar="FILE", help="a samples.jsonl (default: <run>/train/samples.jsonl)")
-    parser.add_argument("--problems", metavar="DIR", help="its problems (default: <run>/problems)")
-    parser.add_argument("--reward", metavar="NAME", help="reward.name: a reward, module:function or file.py:function")
 
 
 COMMANDS: dict[str, _Command] = {
@@ -161,10 +148,19 @@ COMMANDS: dict[str, _Command] = {
         "next-token accuracy, plain and reasoning, on the same positions",
         "Reads the validation split of <run>/problems (or eval.problems), and the policy or a checkpoint of it. With\n"
         "--corpus it first scores that corpus with the policy and takes positions of all its documents, in "
-        "<run>/eval_corpus.\nWrites <run>/<name>: accuracy by entropy, with intervals, and samples.jsonl.",
+        "<run>/eval_corpus. With --questions it asks questions instead and checks the answers.\n"
+        "Writes <run>/<name>: accuracy by entropy, or on the questions, with intervals, and samples.jsonl.",
         "forethink eval --run runs/math --checkpoint runs/math/train/model --name after --against runs/math/before",
         _eval,
-        _eval_flags,
+        flags.eval_flags,
+    ),
+    "finetune": _Command(
+        "fine-tuning with verifiable rewards (GRPO) on questions with checkable answers",
+        "Reads questions and --start, else the model of <run>/train where there is one, else the policy.\n"
+        "Writes <run>/<name>: before and after (accuracy on held-out questions), train (as `forethink train` does).",
+        "forethink finetune --run runs/math --questions reasoning_gym:chain_sum finetune.steps=50",
+        _stage("finetune"),
+        flags.finetune_flags,
     ),
     "rescore": _Command(
         "score saved completions under another reward, without generating",
@@ -172,7 +168,7 @@ COMMANDS: dict[str, _Command] = {
         "it.\nWrites <run>/rescore/<source>-<reward>: samples.jsonl with the new reward, and the figures a step.",
         "forethink rescore --run runs/math --reward first_token",
         _rescore,
-        _rescore_flags,
+        flags.rescore_flags,
     ),
     "demo": _Command(
         "the whole path on real text with a real model, in minutes on two cores",
@@ -211,7 +207,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="a recipe in TOML")
     add("--run", metavar="DIR", help="run: the folder below which every stage writes")
     add("--seed", type=int, help="seed")
-    if name not in ("rescore", "demo"):
+    if name not in ("rescore", "demo", "finetune"):
         add("--corpus", metavar="PATH", help="corpus.path: a file, a folder, a `datasets` directory or a hub id")
         add("--field", action="append", metavar="NAME", help="corpus.field: a text field of a record (repeatable)")
         add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import datetime
 import functools
-import hashlib
-import importlib
-import importlib.util
-import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,6 +178,35 @@ class Eval(_Section):
     against: tuple[str, ...] = ()  # folders of finished evaluations on the same positions, to compare with
 
 
+class Questions(_Section):
+    """Questions with checkable answers, to fine-tune on and to evaluate with."""
+
+    source: str | None = None  # a JSON-lines or Parquet file, or reasoning_gym:TASK, an endless source
+    held_out: str | None = None  # as `source`, for evaluation; when absent and the source is a task, others of it
+    question: str = "question"  # the field of a record that holds the question
+    answer: str = "answer"  # the field that holds the reference answer
+    pattern: str | None = None  # an expression for the answer inside its field: last match, first group if any
+    options: dict[str, Any] = {}  # passed to the task
+    limit: int | None = Field(default=None, ge=1)  # train on at most this many questions
+    max_question: int = Field(default=512, ge=1)  # longer questions, in tokens, are left out, and counted
+    template: str = "question"  # "question", or a template file as in [template]
+    verifier: str | None = None  # module:function(answer, question); else math-verify, or the task's own
+    stop_at_box: bool = False  # end a reply at its first closed box; else the last box counts
+
+
+class Finetune(_Section):
+    """GRPO on [questions]; what is not here is taken from [train] and [rollout], less NTP and length terms."""
+
+    name: str = "finetune"  # the folder below `run` that holds before, train and after
+    start: str | None = None  # a model or adapter folder; the run's trained model when there is one, else the policy
+    steps: int = Field(default=100, ge=1)
+    problems: int = Field(default=16, ge=1)  # questions a step, over all processes
+    learning_rate: float = Field(default=1e-6, gt=0)
+    group: int = Field(default=8, ge=2)  # completions per question, G
+    temperature: float = Field(default=0.6, gt=0)  # of training and of sampled evaluation
+    max_tokens: int = Field(default=256, ge=1)
+
+
 class Config(_Section):
     """One recipe: everything a run depends on."""
 
@@ -199,6 +224,8 @@ class Config(_Section):
     train: Train = Train()
     ntp: Ntp = Ntp()
     eval: Eval = Eval()
+    questions: Questions = Questions()
+    finetune: Finetune = Finetune()
     trl: dict[str, Any] = {}
 
 
@@ -243,49 +270,3 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if first["type"] == "extra_forbidden":
             raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
         raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """A user's own reward, template or selector by name.
-
-    Args:
-        spec: ``module:function`` for something importable, or ``path/to/file.py:function``.
-
-    Raises:
-        ForethinkError: the file, the module or the function is absent, or the code fails while it is imported.
-    """
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise ForethinkError(f"{spec!r}: name a function as module:function or path/to/file.py:function.")
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ForethinkError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ForethinkError(
-            f"{spec!r}: there is no module {error.name!r}; install it, or name a file as path/to/file.py:function."
-        ) from None
-    except Exception as error:  # whatever the user's code raises
-        raise ForethinkError(
-            f"{spec!r}: {place} fails on import ({type(error).__name__}: {error}); mend it."
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ForethinkError(f"{spec!r}: {place} has no function {name!r}; mend the name.")
-    return function
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ForethinkError(f"{path}: no such file; name an existing one as path/to/file.py:function.")
-    name = f"forethink_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None  # always so for a .py file
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickling look a function's module up there
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "ALIASES", "encode_document", "fingerprint", "load_model", "load_tokenizer", "model_inputs", "special_ids",
-    "token_bytes",
+    "ALIASES", "adapter_base", "encode_document", "fingerprint", "load_model", "load_tokenizer", "model_inputs",
+    "special_ids", "token_bytes",
 ]  # fmt: skip
 
 # alias -> (package whose folder holds one GGUF file, how to get it)
@@ -123,6 +124,29 @@ def model_inputs(name: str) -> dict[str, str]:
     kinds = (".json", ".jinja", ".safetensors", ".model", ".txt", ".py")
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in kinds)
     return {str(path): hash_file(path) for path in files}
+
+
+def adapter_base(folder: Path, policy: str, warn: Callable[[str], object]) -> str:
+    """The model that a LoRA adapter belongs on: the one it was trained on where that is a folder, else the policy.
+
+    Args:
+        folder: the adapter's.
+        policy: ``model.name``.
+        warn: told where the adapter names another model.
+
+    Raises:
+        ForethinkError: the adapter's configuration cannot be read.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        named = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ForethinkError(f"{file}: cannot be read ({error}); name the folder of a LoRA adapter.") from None
+    if named and (Path(named) / "config.json").is_file():
+        return named
+    if named not in ("", policy):
+        warn(f"{folder}: an adapter for {named!r}, put onto model.name={policy}")
+    return policy
 
 
 def _pick_device(device: str) -> torch.device:

@@ -24,7 +24,7 @@ from forethink.types import Answer, Completion, Finish, PolicyScores, Problem
 if TYPE_CHECKING:
     from forethink.rescore import Scorer
 
-__all__ = ["eval", "ntp", "problems", "rescore", "score", "train", "warmup", "with_corpus"]
+__all__ = ["eval", "finetune", "ntp", "problems", "rescore", "score", "train", "warmup", "with_corpus"]
 
 
 def score(config: Config) -> Path:
@@ -101,13 +101,47 @@ def with_corpus(config: Config) -> Config:
     return config.model_copy(update={"eval": config.eval.model_copy(update={"problems": str(problems(own))})})
 
 
-def eval(config: Config, *, corpus: bool = False) -> Path:
+def finetune(config: Config) -> Path:
+    """Fine-tuning with verifiable rewards, and the accuracy on held-out questions before and after.
+
+    Without held-out questions (a file as source and no ``questions.held_out``) it only trains.
+
+    Returns:
+        ``<run>/<finetune.name>``, which holds ``before``, ``train`` and ``after``.
+    """
+    from forethink.questions import held_out_source
+    from forethink.training.finetune import run_finetune, start_of
+
+    folder = Path(config.run) / config.finetune.name
+    compared = held_out_source(config.questions) is not None
+
+    def evaluate(name: str, model: str | None, against: tuple[str, ...] = ()) -> None:
+        from forethink.evaluate.questions import run_questions
+
+        place = str(Path(config.finetune.name) / name)
+        knobs = config.eval.model_copy(update={"name": place, "model": model, "against": against})
+        run_questions(config.model_copy(update={"eval": knobs}))
+
+    if compared:
+        evaluate("before", start_of(config))
+    trained = run_finetune(config)
+    if compared:
+        evaluate("after", str(trained / "model"), (str(folder / "before"),))
+    return folder
+
+
+def eval(config: Config, *, corpus: bool = False, questions: bool = False) -> Path:
     """Plain and reasoning accuracy on the same positions: see :func:`forethink.evaluate.run_eval`.
 
     Args:
         config: as for every stage; ``eval.model`` names the checkpoint, ``eval.name`` the folder below ``run``.
         corpus: evaluate on ``config.corpus`` (see :func:`with_corpus`), not on the run's own validation split.
+        questions: evaluate on ``config.questions``: see :func:`forethink.evaluate.questions.run_questions`.
     """
+    if questions:
+        from forethink.evaluate.questions import run_questions
+
+        return run_questions(config)
     from forethink.evaluate import run_eval
 
     return run_eval(with_corpus(config) if corpus else config)

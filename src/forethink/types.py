@@ -119,6 +119,25 @@ class Problem:
         return self.target[: self.token_ends[0]]
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with a checkable answer. Where a problem asks how a text goes on, this asks for its answer.
+
+    Attributes:
+        id: of a file ``"<hash of question and answer>"``, of an endless task ``"<task>:<seed>:<index>"``.
+        index: its number in the source, from 0.
+        text: the question alone; the instruction is the template's.
+        answer: the reference answer, as it stands in the source.
+        context_ids: the policy's token ids of ``text``; what looks like a special token in it is none.
+    """
+
+    id: str
+    index: int
+    text: str
+    answer: str
+    context_ids: tuple[int, ...]
+
+
 class Finish(enum.StrEnum):
     """Why a completion ended."""
 

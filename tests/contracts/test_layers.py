@@ -20,34 +20,25 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"types"},
     {"recipe"},
-    {"config", "rundir"},
+    {"config", "rundir", "functions", "flags"},
     {"paired"},
-    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys", "spent"},
+    {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys", "spent", "questions",
+     "verify"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {
-        "stages",
-        "scaling",
-        "powerlaw",
-        "evaluated",
-        "patterns",
-        "compare",
-        "sheets",
-        "looking",
-        "report",
-        "watch",
-        "watched",
-    },
+    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report", "watch",
+     "watched"},
     {"demo"},
     {"cli", "__main__"},
-]
+]  # fmt: skip
 # These see types, config, rundir and records, and no stage.
 RUN_FOLDERS_ONLY = {"paired", "spent", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking",
                     "report", "watch", "watched"}  # fmt: skip
-LIGHT = {"types", "recipe", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards",
-         "rescore", "keys", "spent", "stages", "paired", "scaling", "powerlaw", "evaluated", "patterns", "compare",
-         "sheets", "looking", "watch", "watched", "demo", "cli", "__main__"}  # fmt: skip
+LIGHT = {"types", "recipe", "config", "functions", "flags", "rundir", "corpus", "records", "selectors", "problems",
+         "questions", "verify", "templates", "rewards", "rescore", "keys", "spent", "stages", "paired", "scaling",
+         "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "watch", "watched", "demo", "cli",
+         "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate", "matplotlib"}
 
 

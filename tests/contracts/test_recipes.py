@@ -12,6 +12,7 @@ import pytest
 from forethink import cli
 from forethink.config import load_config
 from forethink.demo import RECIPE
+from forethink.questions import TASK, make_task
 from forethink.rewards import load_reward
 from forethink.rundir import config_toml
 from forethink.selectors import load_selector
@@ -32,6 +33,11 @@ def test_every_recipe_is_read(path: Path, tmp_path: Path) -> None:
     load_template(config.template.name)
     load_reward(config.reward)
     load_selector(config.problems.selector)
+    load_template(config.questions.template)
+    source = config.questions.source or ""
+    if source.startswith(TASK):
+        pytest.importorskip("reasoning_gym")
+        assert make_task(source, config.questions.options, 1, 0)[0]["answer"]
     assert config.problems.max_context >= config.problems.min_context
     assert config.train.problems % config.train.micro_batch == 0 or config.train.problems < config.train.micro_batch
     written = tmp_path / "config.toml"
@@ -43,7 +49,8 @@ def test_every_recipe_is_read(path: Path, tmp_path: Path) -> None:
 def test_recipes_hold_no_path_of_a_machine(path: Path) -> None:
     config = load_config(path)
     assert not Path(config.run).is_absolute() and config.run.startswith("runs/")
-    assert config.corpus.path is None or not Path(config.corpus.path).is_absolute()
+    paths = (config.corpus.path, config.questions.source, config.questions.held_out)
+    assert all(path is None or not Path(path).is_absolute() for path in paths)
 
 
 def test_every_recipe_writes_to_its_own_folder() -> None:

@@ -47,14 +47,14 @@ def _load(config: Config, warn: Callable[[str], object]) -> tuple[Callable[[], P
     ``eval.model`` names a full model or the folder of a LoRA adapter; an adapter goes onto the model it was trained
     on where that is a folder of this machine, else onto ``model.name``.
     """
-    from forethink.models import load_model
+    from forethink.models import adapter_base, load_model
 
     knobs = config.model
     name, adapter, vocabulary = knobs.name, knobs.adapter, knobs.name
     if config.eval.model is not None:
         folder = Path(config.eval.model)
         if (folder / "adapter_config.json").is_file():
-            name, adapter = _below(folder, knobs.name, warn), str(folder)
+            name, adapter = adapter_base(folder, knobs.name, warn), str(folder)
         else:
             name, adapter = config.eval.model, None
             if not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
@@ -70,20 +70,6 @@ def _load(config: Config, warn: Callable[[str], object]) -> tuple[Callable[[], P
         )
 
     return load, vocabulary
-
-
-def _below(folder: Path, policy: str, warn: Callable[[str], object]) -> str:
-    """The model that a LoRA adapter belongs on."""
-    file = folder / "adapter_config.json"
-    try:
-        named = str(json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ForethinkError(f"{file}: cannot be read ({error}); name the folder of a LoRA adapter.") from None
-    if named and (Path(named) / "config.json").is_file():
-        return named
-    if named not in ("", policy):
-        warn(f"{folder}: an adapter for {named!r}, put onto model.name={policy}")
-    return policy
 
 
 def _tokenizer(config: Config, vocabulary: str, known: str | None, file: Path) -> PreTrainedTokenizerBase:

@@ -30,15 +30,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethink.config import load_function
-from forethink.templates.box import box_closed, box_opens, expressible, inexpressible, read, write
-from forethink.templates.designs import DESIGNS
-from forethink.types import ForethinkError, Problem, first_line
+from forethink.functions import load_function
+from forethink.templates.box import box_closed, box_opens, expressible, inexpressible, read, read_last, write
+from forethink.templates.designs import DESIGNS, QUESTION, QUESTION_PLAIN
+from forethink.types import ForethinkError, Problem, Question, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
+    "QUESTION_TEMPLATE",
     "TEMPLATES",
     "Template",
     "box_closed",
@@ -47,6 +48,7 @@ __all__ = [
     "inexpressible",
     "load_template",
     "read",
+    "read_last",
     "write",
 ]
 
@@ -126,7 +128,7 @@ class Template:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": before + context + after}]
 
-    def render(self, problem: Problem, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def render(self, problem: Problem | Question, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the prompt: the words before the context, ``problem.context_ids`` verbatim, the words after.
 
         Raises:
@@ -227,21 +229,25 @@ TEMPLATES: dict[str, Template] = {
     name: Template(name, user, system, style=style) for name, (system, user, style) in DESIGNS.items()
 }
 
+QUESTION_TEMPLATE = Template("question", QUESTION, plain=QUESTION_PLAIN)  # for questions; the context is the question
+
 
 def load_template(name: str) -> Template:
     """A template by name.
 
     Args:
-        name: ``v0`` … ``v6``; a TOML file with the keys ``user`` and, as wanted, ``system``, ``plain``, ``style``
-            (see :class:`Template`); a ``.jinja``, ``.j2`` or ``.txt`` file that holds the user's message; or
-            ``module:function`` or ``path/to/file.py:function``, a function without arguments that returns a
-            :class:`Template`.
+        name: ``v0`` … ``v6``, or ``question``; a TOML file with the keys ``user`` and, as wanted, ``system``,
+            ``plain``, ``style`` (see :class:`Template`); a ``.jinja``, ``.j2`` or ``.txt`` file that holds the
+            user's message; or ``module:function`` or ``path/to/file.py:function``, a function without arguments
+            that returns a :class:`Template`.
 
     Raises:
         ForethinkError: there is no such template, or the file holds none.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
+    if name == QUESTION_TEMPLATE.name:
+        return QUESTION_TEMPLATE
     if name.endswith((".toml", ".jinja", ".j2", ".txt")):
         return _from_file(Path(name))
     if ":" in name:

@@ -115,6 +115,30 @@ def read(text: bytes, *, finish: Finish, thought_open: bool = False, tokens: int
     return Answer(Status.BOXED if prediction else Status.EMPTY, prediction, thought, tokens)
 
 
+def read_last(text: bytes, *, finish: Finish, thought_open: bool = False, tokens: int = 0) -> Answer:
+    r"""Read a worked solution: its last box after the thought counts, as is usual where answers are checked.
+
+    Earlier boxes are steps on the way, so there is no SEVERAL. The inside is LaTeX for a verifier and stays as it
+    stands, escapes and outer white space included. Where the last box is not closed, none counts.
+
+    Args and returns are those of :func:`read`; the thought is all that stands before the last box, or between the
+    think tags. Takes time linear in the text's length.
+    """
+    region = _after_thought(text, thought_open)
+    last, at = None, region
+    while at is not None and (at := _start(text, at)) is not None:
+        last = at
+    thought = _thought(text, region, last)
+    limit = finish is Finish.LENGTH
+    if last is None:
+        return Answer(Status.CUT_OFF if limit else Status.MISSING, b"", thought, tokens)
+    end = _end(text, last)
+    if end is None:
+        return Answer(Status.CUT_OFF if limit else Status.UNCLOSED, b"", thought, tokens)
+    inside = text[last:end]
+    return Answer(Status.BOXED if inside.strip() else Status.EMPTY, inside if inside.strip() else b"", thought, tokens)
+
+
 def box_closed(text: bytes, thought_open: bool) -> bool:
     """Whether the answer's box is closed, the thought behind it: an engine stops the completion there.
 

@@ -49,3 +49,7 @@ DESIGNS: dict[str, tuple[str | None, str, str]] = {
         "candidates",
     ),
 }
+
+# For questions with checkable answers: the context is the question.
+QUESTION = "{{ context }}\n\nThink step by step, then write the final answer, and nothing else, in \\boxed{}."
+QUESTION_PLAIN = f"Question: {QUESTION}\n\nAnswer:"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
@@ -46,12 +47,20 @@ def lora_config(rank: int) -> object:
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, whole: bool = False) -> None:
     """Write weights (safetensors; an adapter where the model has one) and tokenizer, whole or not at all.
+
+    Args:
+        model: the policy, not changed.
+        tokenizer: its tokenizer.
+        folder: replaced where there is one.
+        whole: write an adapter merged into the weights below it, where those are nowhere on disk.
 
     Raises:
         ForethinkError: the folder cannot be written.
     """
+    if whole and hasattr(model, "merge_and_unload"):
+        model = cast(Any, copy.deepcopy(model)).merge_and_unload()
     torn = folder.with_name(f".{folder.name}")
     shutil.rmtree(torn, ignore_errors=True)
     try:
@@ -75,11 +84,16 @@ class Keep(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, due: Callable[[int], bool]
+        self,
+        trainer: Trainer,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        due: Callable[[int], bool],
+        whole: bool = False,
     ) -> None:
-        self.trainer, self.tokenizer, self.folder, self.due = trainer, tokenizer, folder, due
+        self.trainer, self.tokenizer, self.folder, self.due, self.whole = trainer, tokenizer, folder, due, whole
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.due(state.global_step) and state.global_step < state.max_steps:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            save_model(model, self.tokenizer, self.folder / f"checkpoint-{state.global_step}")
+            save_model(model, self.tokenizer, self.folder / f"checkpoint-{state.global_step}", self.whole)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from forethink.rewards import degenerate, right_if_stripped
+from forethink.rewards import degenerate, outcome, right_if_stripped
 from forethink.templates import box_opens
-from forethink.types import Answer, Completion, Finish, Outcome, Problem, Status
+from forethink.types import Answer, Completion, Finish, Outcome, Problem, Question, Status
+
+Task = Problem | Question
 
 EPSILON = 1e-4  # added to the group's standard deviation, as in TRL
 
@@ -26,6 +28,22 @@ class Scored(NamedTuple):
     flops: int = 0
 
 
+Score = Callable[[Any, list[int], list[Completion], list[Answer]], Scored]
+
+
+class Hooks(NamedTuple):
+    """What the trainer does not know of itself: how tasks are asked, read, rewarded and judged.
+
+    ``render``: task → prompt token ids. ``read``: completion → answer. ``score``: a group's rewards and, where the
+    reward trains part of a completion only, loss masks. ``outcome``: the plain verdict, whatever the reward.
+    """
+
+    render: Callable[[Any], list[int]]
+    read: Callable[[Completion], Answer]
+    score: Score
+    outcome: Callable[[Answer, Any], Outcome] = outcome
+
+
 @dataclass(frozen=True)
 class Group:
     """The G completions of one problem, read and rewarded.
@@ -33,7 +51,7 @@ class Group:
     ``advantages`` is fp32 [G]; ``masks`` says token by token what the loss sees, None for everything.
     """
 
-    problem: Problem
+    problem: Task
     prompt: list[int]
     completions: list[Completion]
     answers: list[Answer]
@@ -90,7 +108,7 @@ def thought_mask(completion: Completion, token_bytes: Sequence[bytes], thought_o
     return mask
 
 
-def idle_group(problem: Problem, token: int, version: int) -> Group:
+def idle_group(problem: Task, token: int, version: int) -> Group:
     """A group of two tokens without gradient: what a process computes while only others have something to train."""
     nothing = Completion(problem.id, 0, (token,), b"", (0.0,), Finish.LENGTH, version)
     return Group(problem, [token], [nothing], [], [], [None], torch.zeros(1), [[False]])
@@ -141,7 +159,7 @@ def figures(seen: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
         "accuracy": outcomes[Outcome.RIGHT] / n,
         **{f"outcome/{o.value}": outcomes[o] / n for o in Outcome},
         "boxed": sum(answer.status is Status.BOXED for answer, _ in answered) / n,
-        "right_if_stripped": sum(right_if_stripped(*pair) for pair in answered) / n,
+        "right_if_stripped": sum(isinstance(p, Problem) and right_if_stripped(a, p) for a, p in answered) / n,
         "groups/all_right": verdicts["all_right"] / len(seen),
         "groups/all_wrong": verdicts["all_wrong"] / len(seen),
         "groups/degenerate": (verdicts["all_right"] + verdicts["all_wrong"]) / len(seen),

@@ -1,4 +1,4 @@
-"""GRPO for next-token problems: TRL's GRPOTrainer with a few overrides, and what each is for.
+"""GRPO for next-token problems and for questions: TRL's GRPOTrainer with a few overrides, and what each is for.
 
 * ``_prepare_inputs`` keeps groups whole (TRL shuffles completions across groups) and cuts the step's groups into
   micro-batches of neighbours, so that problems of one document meet in one prefix tree.
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,26 +33,21 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from forethink.flops import Flops
-from forethink.rewards import outcome
 from forethink.rollout import Engine, check_version, generate_counted
 from forethink.rundir import write_atomic
 from forethink.training.checkpoints import SPENT, mark_complete
 from forethink.training.forward import Packer, inference_weights, install, packed
-from forethink.training.groups import Group, Scored, advantages, collate, figures, idle_group, pooled
-from forethink.types import Answer, Completion, ForethinkError, Problem
-
-Score = Callable[[Problem, list[int], list[Completion], list[Answer]], Scored]
+from forethink.training.groups import Group, Hooks, Task, advantages, collate, figures, idle_group, pooled
+from forethink.types import ForethinkError, Problem
 
 
 class ReinforcementTrainer(GRPOTrainer):
-    """TRL's GRPOTrainer on next-token problems; see the module's docstring.
+    """TRL's GRPOTrainer on problems or questions; see the module's docstring.
 
     Args:
         problems: the training split; the data set's rows name them by ``index``.
         engine: where completions come from; it is given the weights of the step before every sampling.
-        render: problem → prompt token ids.
-        read: completion → answer.
-        score: a group's rewards and, where the reward trains part of a completion only, loss masks.
+        hooks: how problems are asked, read, rewarded and judged.
         dynamic_from: step from which degenerate groups are refilled; None: never.
         refill: at most this many extra batches of problems a step.
         ntp_weight: λ of λ·NTP, the mean −log p over the context tokens that are no problem's target (RMT, 2509.24375).
@@ -63,11 +58,9 @@ class ReinforcementTrainer(GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        problems: Sequence[Problem],
+        problems: Sequence[Task],
         engine: Engine,
-        render: Callable[[Problem], list[int]],
-        read: Callable[[Completion], Answer],
-        score: Score,
+        hooks: Hooks,
         dynamic_from: int | None = None,
         refill: int = 0,
         ntp_weight: float = 0.0,
@@ -80,11 +73,11 @@ class ReinforcementTrainer(GRPOTrainer):
         install(base)
         self.packer = Packer(base)
         self.problems, self.engine = problems, engine
-        self.render, self.read, self.score = render, read, score
+        self.hooks = hooks
         self.dynamic_from, self.refill, self.ntp_weight = dynamic_from, refill, ntp_weight
         self.bos, self.on_groups = list(bos), on_groups
         self.spent: Counter[str] = Counter()  # tokens, FLOPs and seconds of this process since the run began
-        self._targets = {(problem.document, problem.index) for problem in problems}
+        self._targets = {(one.document, one.index) for one in problems if isinstance(one, Problem)}
         self._cost = Flops.of(base)
         self._collected_for = -1
         self._texts: list[Problem] = []
@@ -125,10 +118,10 @@ class ReinforcementTrainer(GRPOTrainer):
         self._log_groups(seen, kept)
         return self._micro_batches(kept, wanted)
 
-    def _sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
+    def _sample(self, problems: Sequence[Task], step: int) -> list[Group]:
         if not problems:
             return []
-        prompts = [self.render(problem) for problem in problems]
+        prompts = [self.hooks.render(problem) for problem in problems]
         seed = (self.args.seed << 32) + step  # other random numbers when a problem comes again
         ids = [problem.id for problem in problems]
         sampled, flops = generate_counted(self.engine, self._cost, prompts, ids, seed)
@@ -138,16 +131,16 @@ class ReinforcementTrainer(GRPOTrainer):
         with self.accelerator.autocast(), torch.no_grad():
             for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
                 check_version(completions, step)
-                answers = [self.read(completion) for completion in completions]
-                rewards, masks, flops = self.score(problem, prompt, completions, answers)
-                outcomes = [outcome(answer, problem) for answer in answers]
+                answers = [self.hooks.read(completion) for completion in completions]
+                rewards, masks, flops = self.hooks.score(problem, prompt, completions, answers)
+                outcomes = [self.hooks.outcome(answer, problem) for answer in answers]
                 groups.append(
                     Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
                 )
                 self.spent["flops/scores"] += flops
         return groups
 
-    def _micro_batches(self, kept: list[Group], wanted: list[Problem]) -> list[dict[str, Any] | None]:
+    def _micro_batches(self, kept: list[Group], wanted: list[Task]) -> list[dict[str, Any] | None]:
         """Cut the groups with a signal into micro-batches, as few as hold them.
 
         The last of a step is never None where another is not: there gradients are reduced over processes. How many
@@ -155,7 +148,7 @@ class ReinforcementTrainer(GRPOTrainer):
         """
         slices, device = self.args.steps_per_generation, self.accelerator.device
         live = sorted((group for group in kept if group.signal), key=lambda group: group.prompt)
-        texts = self._plain_texts(wanted) if self.ntp_weight else []
+        texts = self._plain_texts(cast("list[Problem]", wanted)) if self.ntp_weight else []
         counts = [sum(group.tokens for group in kept), len(live), sum(sum(self._learnt(t)) for t in texts)]
         totals = self.accelerator.gather(torch.tensor([counts], device=device))
         trained, most, plain = totals[:, 0].sum(), int(totals[:, 1].max()), totals[:, 2].sum()

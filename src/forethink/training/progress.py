@@ -23,10 +23,11 @@ class Progress(TrainerCallback):
     Args:
         run: the run folder; None on every process but the first.
         alarm: share of degenerate groups, averaged over 10 steps, above which a warning is raised.
+        remedy: what that warning advises.
     """
 
-    def __init__(self, run: RunDir | None, alarm: float) -> None:
-        self.run, self.alarm = run, alarm
+    def __init__(self, run: RunDir | None, alarm: float, remedy: str = "choose other problems") -> None:
+        self.run, self.alarm, self.remedy = run, alarm, remedy
         self._degenerate: deque[float] = deque(maxlen=WINDOW)
         self._first_length: float | None = None
         self._bar = Bar()
@@ -54,8 +55,7 @@ class Progress(TrainerCallback):
         length, first = record["thought_characters"], self._first_length
         if len(self._degenerate) == WINDOW and share > self.alarm:
             why = f"{share:.0%} {{}}: all right or all wrong, over {WINDOW} steps"
-            remedy = "choose other positions (problems.selector) or a longer warm start"
-            self._warn(run, record["step"], "of groups give no gradient", f"{why}; {remedy}")
+            self._warn(run, record["step"], "of groups give no gradient", f"{why}; {self.remedy}")
         if record["distinct_thoughts"] < SAME_THOUGHTS:
             self._warn(run, record["step"], "of thoughts are distinct", f"only {record['distinct_thoughts']:.0%} {{}}")
         if first and length < SHRUNK * first:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from forethink.config import Config
 from forethink.flops import Flops
 from forethink.head import head_logprobs
 from forethink.packing import body_states, pack
-from forethink.rewards import Reward, needs, score_group
-from forethink.templates import box_opens
+from forethink.rewards import Reward, load_reward, needs, score_group
+from forethink.templates import box_opens, load_template, read
 from forethink.tokens import document_start, encode_document, token_bytes
-from forethink.training.groups import Scored, thought_mask
+from forethink.training.groups import Hooks, Scored, thought_mask
 from forethink.types import Answer, Completion, PolicyScores, Problem, Status
 
 PLAIN = frozenset({"first_token_probability", "logprob_plain"})
@@ -152,3 +153,16 @@ def score_function(
         return Scored(score_group(reward, answers, problem, scores), masks, scorer.flops - before)
 
     return score
+
+
+def next_token_hooks(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Hooks:
+    """How problems are asked, read and rewarded: by the configuration's template and reward."""
+    template = load_template(config.template.name)
+    thought_open = template.opens_thought(tokenizer)
+
+    def answer(completion: Completion) -> Answer:
+        tokens = len(completion.token_ids)
+        return read(completion.text, finish=completion.finish, thought_open=thought_open, tokens=tokens)
+
+    score = score_function(load_reward(config.reward), model, tokenizer, thought_open)
+    return Hooks(lambda problem: template.render(problem, tokenizer), answer, score)

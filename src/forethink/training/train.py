@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,16 @@ from forethink.config import Config
 from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_file
-from forethink.types import Answer, Completion, ForethinkError, Problem
+from forethink.types import ForethinkError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig
 
-    from forethink.rollout import Engine
-    from forethink.training.groups import Group
+    from forethink.rollout import Engine, Stop
+    from forethink.templates import Template
+    from forethink.training.groups import Group, Hooks, Task
     from forethink.training.grpo import ReinforcementTrainer
 
 SECTIONS = ("model", "template", "reward", "rollout", "train", "trl")
@@ -37,9 +39,13 @@ def run_train(config: Config) -> Path:
             forethink's own; a gradient that is no number.
         SystemExit: 130 after an interrupt; the same command goes on.
     """
-    path = Path(config.run) / "train"
+    return run_stage(Stage, config, Path(config.run) / "train")
+
+
+def run_stage(kind: type[Stage], config: Config, path: Path) -> Path:
+    """Run a stage, or leave it as it is where it was finished before; an interrupt says where it goes on."""
     try:
-        stage = _Stage(config, path)
+        stage = kind(config, path)
         if not stage.done:
             stage.train()
     except KeyboardInterrupt:
@@ -49,25 +55,34 @@ def run_train(config: Config) -> Path:
     return path
 
 
-class _Stage:
-    """One run of the stage: what is loaded, and how the parts are joined."""
+class Stage:
+    """One run of the stage: what is loaded, and how the parts are joined. `finetune` says what is other there."""
+
+    name = "train"
+    sections: tuple[str, ...] = SECTIONS
+    remedy = "choose other positions (problems.selector) or a longer warm start"  # against groups without signal
 
     def __init__(self, config: Config, path: Path) -> None:
         from forethink.models import model_inputs
 
         self.config, self.path = config, path
         self.main = int(os.environ.get("RANK", "0")) == 0
-        self.problems_folder = stage_folder(config, "problems")
         self.checkpoints = self.path / "checkpoints"
+        inputs = self._inputs()
+        self.start, self.adapter = self._start()
+        inputs |= model_inputs(self.start)
+        inputs |= model_inputs(self.adapter) if self.adapter is not None else {}
+        self.run = RunDir(self.path, self.name, config, self.sections, inputs) if self.main else None
+
+    def _inputs(self) -> dict[str, str]:
+        """Hashes of what the stage reads, models apart."""
+        self.problems_folder = stage_folder(self.config, "problems")
         file = self.problems_folder / "train.parquet"
         if not file.is_file():
             raise ForethinkError(f"{file}: no such problems; run `forethink problems` with the same run=… first.")
-        self.start, self.adapter = self._start()
-        inputs = {str(file): hash_file(file), **model_inputs(self.start)}
-        inputs |= model_inputs(self.adapter) if self.adapter is not None else {}
-        own = (Path(name.rpartition(":")[0] or name) for name in (config.reward.name, config.template.name))
-        inputs |= {str(path): hash_file(path) for path in own if path.is_file()}
-        self.run = RunDir(self.path, "train", config, SECTIONS, inputs) if self.main else None
+        named = (self.config.reward.name, self.config.template.name)
+        own = (Path(name.rpartition(":")[0] or name) for name in named)
+        return {str(file): hash_file(file)} | {str(path): hash_file(path) for path in own if path.is_file()}
 
     @property
     def done(self) -> bool:
@@ -98,37 +113,51 @@ class _Stage:
         keep_memory()
         if not sys.stderr.isatty():
             logging.disable_progress_bar()  # of every file it writes; in a log they are noise
-        problems = self._problems()
+        tokenizer = self._tokenizer()
+        problems = self._problems(tokenizer)
         device = self.config.model.device
         cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
         settings = grpo_settings(self.config, self.checkpoints, cpu)
         order = training_order(len(problems), self.config.train.steps, self.config.train.problems, self.config.seed)
-        tokenizer = self._tokenizer()
         # settings.device is this process's own; reading it starts the process group.
         model = self._model(torch.float32, str(settings.device))
-        trainer = make_trainer(
-            self.config, problems, order, settings, tokenizer, model, self._engine(model, tokenizer)
-        )
+        engine, hooks = self._engine(model, tokenizer), self._hooks(model, tokenizer)
+        trainer = make_trainer(self.config, problems, order, settings, tokenizer, model, engine, hooks)
         trainer.on_groups = self._write_samples
         self._train_and_save(trainer, tokenizer)
 
-    def _problems(self) -> list[Problem]:
+    def _problems(self, tokenizer: PreTrainedTokenizerBase) -> Sequence[Task]:
+        from forethink.models import fingerprint
+
         problems = read_problems(self.problems_folder, "train")
         if not problems:
             raise ForethinkError(f"{self.problems_folder}: the training split is empty; take more documents.")
-        return problems
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        from forethink.models import fingerprint, load_tokenizer
-
-        tokenizer = load_tokenizer(self.start, trust_remote_code=self.config.model.trust_remote_code)
         made = problems_metadata(self.problems_folder, "train").get("fingerprint")
         if made != fingerprint(tokenizer):
             raise ForethinkError(
                 f"{self.problems_folder}: its problems were made with another tokenizer than that of {self.start}; "
                 "make them again with this policy."
             )
-        return tokenizer
+        return problems
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        from forethink.models import load_tokenizer
+
+        return load_tokenizer(self.start, trust_remote_code=self.config.model.trust_remote_code)
+
+    def _template(self) -> Template:
+        from forethink.templates import load_template
+
+        return load_template(self.config.template.name)
+
+    def _stop(self, tokenizer: PreTrainedTokenizerBase) -> Stop | None:
+        """What ends a completion; None: its first closed box."""
+        return None
+
+    def _hooks(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Hooks:
+        from forethink.training.scores import next_token_hooks
+
+        return next_token_hooks(self.config, model, tokenizer)
 
     def _model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         import torch
@@ -157,17 +186,17 @@ class _Stage:
         import torch
 
         from forethink.rollout import make_engine
-        from forethink.templates import load_template
 
-        thought_open = load_template(self.config.template.name).opens_thought(tokenizer)
-        if self.config.rollout.engine == "vllm" and self.adapter is None:
-            return make_engine(self.config.rollout, self.start, tokenizer, thought_open=thought_open)
+        rollout, stop = self.config.rollout, self._stop(tokenizer)
+        thought_open = self._template().opens_thought(tokenizer)
+        if rollout.engine == "vllm" and self.adapter is None:
+            return make_engine(rollout, self.start, tokenizer, stop, thought_open=thought_open)
         twin = copy.deepcopy(model)
         dtype = torch.float32 if self.config.train.precision == "fp32" else torch.bfloat16
         for parameter in twin.parameters():  # not .to(dtype): buffers such as rotary frequencies stay precise
             parameter.requires_grad_(False)
             parameter.data = parameter.data.to(dtype)
-        return make_engine(self.config.rollout, twin, tokenizer, thought_open=thought_open)
+        return make_engine(rollout, twin, tokenizer, stop, thought_open=thought_open)
 
     def _write_samples(self, step: int, groups: list[Group]) -> None:
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
@@ -194,11 +223,12 @@ class _Stage:
                 self.run.truncate(log, lambda record: record["step"] <= done)
             if checkpoint is not None:
                 print(f"resuming from step {done}", file=sys.stderr, flush=True)
-        progress = Progress(self.run, self.config.train.degenerate_alarm)
+        whole = self.adapter is not None  # an adapter upon merged weights would load onto others
+        progress = Progress(self.run, self.config.train.degenerate_alarm, self.remedy)
         trainer.add_callback(progress)
         every = self.config.train.keep_every
         if every is not None and self.main:
-            trainer.add_callback(Keep(trainer, tokenizer, self.path, lambda step: step % every == 0))
+            trainer.add_callback(Keep(trainer, tokenizer, self.path, lambda step: step % every == 0, whole))
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
@@ -207,7 +237,7 @@ class _Stage:
         if self.run is not None:
             if trainer.packer.reason is not None:
                 self.run.warn(trainer.packer.reason)
-            save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, self.path / "model")
+            save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, self.path / "model", whole)
             self.run.finish({"steps": self.config.train.steps, **spent})
             shutil.rmtree(self.checkpoints, ignore_errors=True)  # of no use beside the final weights
         trainer.accelerator.wait_for_everyone()
@@ -215,14 +245,15 @@ class _Stage:
 
 def make_trainer(
     config: Config,
-    problems: list[Problem],
+    problems: Sequence[Task],
     order: list[int],
     settings: GRPOConfig,
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     engine: Engine,
+    hooks: Hooks | None = None,
 ) -> ReinforcementTrainer:
-    """Join template, reader, reward, engine and model into a trainer.
+    """Join hooks, engine and model into a trainer.
 
     Args:
         config: the resolved configuration.
@@ -232,25 +263,17 @@ def make_trainer(
         tokenizer: the policy's.
         model: fp32 master weights, changed in place.
         engine: over weights of its own.
+        hooks: how problems are asked, read and judged; `next_token_hooks` when absent.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
 
-    from forethink.rewards import load_reward
-    from forethink.templates import load_template, read
     from forethink.tokens import document_start
     from forethink.training.checkpoints import lora_config
     from forethink.training.grpo import ReinforcementTrainer
-    from forethink.training.scores import score_function
+    from forethink.training.scores import next_token_hooks
 
     knobs = config.train
-    template = load_template(config.template.name)
-    thought_open = template.opens_thought(tokenizer)
-
-    def answer(completion: Completion) -> Answer:
-        tokens = len(completion.token_ids)
-        return read(completion.text, finish=completion.finish, thought_open=thought_open, tokens=tokens)
-
     trainer = ReinforcementTrainer(
         model=model,
         args=settings,
@@ -259,9 +282,7 @@ def make_trainer(
         peft_config=lora_config(knobs.lora_rank) if knobs.lora_rank else None,
         problems=problems,
         engine=engine,
-        render=lambda problem: template.render(problem, tokenizer),
-        read=answer,
-        score=score_function(load_reward(config.reward), model, tokenizer, thought_open),
+        hooks=hooks or next_token_hooks(config, model, tokenizer),
         dynamic_from=knobs.dynamic_sampling_from,
         refill=knobs.refill,
         ntp_weight=knobs.ntp_weight,
