@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethink import __version__, looking
+from forethink import __version__, flags, looking
 from forethink.types import ForethinkError, first_line
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _FLAGS = {
     "run": "run", "seed": "seed", "corpus": "corpus.path", "field": "corpus.field",
     "separator": "corpus.separator", "model": "model.name", "adapter": "model.adapter", "reward": "reward.name",
     "checkpoint": "eval.model", "name": "eval.name", "against": "eval.against",
+    "tasks": "tasks.path", "mode": "tasks.mode", "limit": "tasks.limit",
 }  # fmt: skip
 
 
@@ -49,8 +50,8 @@ def _config(args: argparse.Namespace, recipe: Path | None = None) -> Config:
     from forethink.config import load_config
 
     given = {key: getattr(args, flag, None) for flag, key in _FLAGS.items()}
-    flags = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
-    return load_config(args.config or recipe, [*flags, *args.overrides])
+    asked = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    return load_config(args.config or recipe, [*asked, *args.overrides])
 
 
 def _stage(name: str) -> Callable[[argparse.Namespace], None]:
@@ -67,7 +68,16 @@ def _eval(args: argparse.Namespace) -> None:
     config = _config(args)
     from forethink import stages
 
-    _tell(stages.eval(config, corpus=args.corpus is not None))
+    _tell(stages.tasks(config) if args.tasks else stages.eval(config, corpus=args.corpus is not None))
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        from forethink.dryrun import run_dry
+
+        run_dry(_config(args), args)
+    else:
+        _stage("train")(args)
 
 
 def _rescore(args: argparse.Namespace) -> None:
@@ -101,26 +111,6 @@ def _tell(path: Path) -> None:
     print(f"done: {path}")
 
 
-def _text(value: str) -> str:
-    r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
-    return value.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def _eval_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="DIR", help="eval.model: a model or adapter folder (else the policy)")
-    parser.add_argument("--name", metavar="NAME", help="eval.name: the folder below the run's folder")
-    parser.add_argument(
-        "--against", action="append", metavar="DIR",
-        help="eval.against: an evaluation on the same positions, for paired differences (repeatable)",
-    )  # fmt: skip
-
-
-def _rescore_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", metavar="FILE", help="a samples.jsonl (default: <run>/train/samples.jsonl)")
-    parser.add_argument("--problems", metavar="DIR", help="its problems (default: <run>/problems)")
-    parser.add_argument("--reward", metavar="NAME", help="reward.name: a reward, module:function or file.py:function")
-
-
 COMMANDS: dict[str, _Command] = {
     "score": _Command(
         "entropy of every position of a corpus under a proxy model",
@@ -148,16 +138,18 @@ COMMANDS: dict[str, _Command] = {
         "Reads <run>/problems and the model of <run>/warmup where there is one, else the policy.\n"
         "Writes <run>/train: checkpoints, the final model, metrics.jsonl, samples.jsonl.",
         "forethink train --run runs/math train.steps=100 train.problems=16",
-        _stage("train"),
+        _train,
+        flags.train_flags,
     ),
     "eval": _Command(
         "next-token accuracy, plain and reasoning, on the same positions",
         "Reads the validation split of <run>/problems (or eval.problems), and the policy or a checkpoint of it. With\n"
         "--corpus it first scores that corpus with the policy and takes positions of all its documents, in "
-        "<run>/eval_corpus.\nWrites <run>/<name>: accuracy by entropy, with intervals, and samples.jsonl.",
+        "<run>/eval_corpus.\nWrites <run>/<name>: accuracy by entropy, with intervals, and samples.jsonl.\n"
+        "With --tasks it asks multiple-choice questions through lm-evaluation-harness, and writes tasks.json there.",
         "forethink eval --run runs/math --checkpoint runs/math/train/model --name after --against runs/math/before",
         _eval,
-        _eval_flags,
+        flags.eval_flags,
     ),
     "rescore": _Command(
         "score saved completions under another reward, without generating",
@@ -165,7 +157,7 @@ COMMANDS: dict[str, _Command] = {
         "it.\nWrites <run>/rescore/<source>-<reward>: samples.jsonl with the new reward, and the figures a step.",
         "forethink rescore --run runs/math --reward first_token",
         _rescore,
-        _rescore_flags,
+        flags.rescore_flags,
     ),
     "demo": _Command(
         "the whole path on real text with a real model, in minutes on two cores",
@@ -207,7 +199,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name not in ("rescore", "demo"):
         add("--corpus", metavar="PATH", help="corpus.path: a file, a folder, a `datasets` directory or a hub id")
         add("--field", action="append", metavar="NAME", help="corpus.field: a text field of a record (repeatable)")
-        add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
+        add("--separator", type=flags.text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
     add("--model", metavar="NAME", help="model.name: path, hub id or alias (smollm2)")
     add("--adapter", metavar="DIR", help="model.adapter: a LoRA adapter")
     return parser

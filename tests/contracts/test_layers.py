@@ -18,20 +18,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower layers never import higher ones, lazy imports inside functions included. Names are the module's own or, for
 # everything in a folder, the folder's.
 LAYERS = [
-    {"types"},
+    {"types", "flags"},
     {"config", "rundir"},
     {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys"},
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report"},
+    {"stages", "dryrun", "scaling", "powerlaw", "evaluated", "patterns", "looking", "report"},
     {"demo"},
     {"cli", "__main__"},
 ]
 # These see types, config, rundir and records, and no stage.
 RUN_FOLDERS_ONLY = {"scaling", "powerlaw", "evaluated", "patterns", "looking", "report"}
 LIGHT = {"types", "config", "rundir", "corpus", "records", "selectors", "problems", "templates", "rewards", "rescore",
-         "keys", "stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
+         "keys", "flags", "dryrun", "stages", "scaling", "powerlaw", "evaluated", "patterns", "looking", "demo", "cli",
          "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate"}
 
