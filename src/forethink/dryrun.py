@@ -279,8 +279,8 @@ def _lines(
     total, problems, group = sum(memory.values()), config.train.problems, config.rollout.group
     return [
         f"model: {sizes.parameters / 1e9:.2f} billion weights, {sizes.trained / 1e9:.2f} trained (of {sizes.source})",
-        f"work: {config.train.steps} steps of {problems} problems, {group} completions each; prompts of {lengths.prompt} tokens, "
-        f"completions of {lengths.response}",
+        f"work: {config.train.steps} steps of {problems} problems, {group} completions each; "
+        f"prompts of {lengths.prompt} tokens, completions of {lengths.response}",
         f"groups: {flops['sampled']:,.0f} sampled, {flops['trained']:,.0f} trained; {flops['generated']:.3g} tokens "
         f"generated, {flops['updated']:.3g} updated",
         "",

@@ -5,11 +5,6 @@ from __future__ import annotations
 import argparse
 
 
-def text(value: str) -> str:
-    r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
-    return value.replace("\\n", "\n").replace("\\t", "\t")
-
-
 def eval_flags(parser: argparse.ArgumentParser) -> None:
     """Of ``forethink eval``."""
     add = parser.add_argument
