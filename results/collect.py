@@ -75,8 +75,11 @@ def stage(folder: Path, run: Path) -> Record:
         "inputs": {Path(name).name: str(digest)[:16] for name, digest in record.get("inputs", {}).items()},
         "result": result,
     }
-    for key in ("stage", "status", "created", "git", "versions", "machine", "seconds", "resumed", "warnings"):
+    for key in ("stage", "status", "created", "git", "versions", "seconds", "resumed", "warnings"):
         found[key] = record.get(key)
+    machine = record.get("machine") or {}
+    kind = re.findall(r"^\w+|(?<=-)(?:x86_64|AMD64|aarch64|arm64)\b", str(machine.get("system", "")))
+    found["machine"] = machine | {"system": " ".join(kind[:2])}
     if record.get("status") != "done":
         spent = re.compile(r"step$|seconds$|flops/|tokens/")
         found["so_far"] = {k: v for k, v in last_line(folder / "metrics.jsonl").items() if spent.search(k)}

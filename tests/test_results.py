@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from forethink import cli
 from forethink.config import load_config
 from forethink.rundir import RunDir
 
@@ -82,10 +82,11 @@ def summary(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any, smollm2_t
         json.dumps({"text": f"How many birds are left of {i + 3} on the roof? There are {i} left."}) for i in range(6)
     ]
     corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    base = ["eval", "--run", str(run), "--model", str(policy), "--corpus", str(corpus), *SMALL]
-    assert cli.main([*base, "--name", "before"]) == 0
-    again = [*base, "--name", "after", "--checkpoint", str(policy), "--against", str(run / "before")]
-    assert cli.main(again) == 0
+    base = [sys.executable, "-m", "forethink", "eval", "--run", str(run), "--model", str(policy), *SMALL]
+    base += ["--corpus", str(corpus)]
+    again = ["--name", "after", "--checkpoint", str(policy), "--against", str(run / "before")]
+    for more in (["--name", "before"], again):
+        subprocess.run([*base, *more], check=True, capture_output=True)
     training = RunDir(run / "train", "train", load_config(None, [f"run={run}", "seed=3"]), ("train",), {})
     training.append("metrics", [{"step": 1, "flops/update": 5.0}, {"step": 2, "flops/update": 9.0, "loss": 1.0}])
     command = [
@@ -113,7 +114,10 @@ def test_a_real_run_becomes_a_summary(summary: Path) -> None:
     assert stages["before"]["git"] and stages["before"]["machine"]["cores"] and stages["before"]["seconds"] > 0
     original = json.loads((summary.parent / "runs" / "small" / "after" / "eval.json").read_text(encoding="utf-8"))
     for kept, row in zip(run["evals"]["after"]["rows"], original["rows"], strict=True):
-        assert kept["plain"]["value"] == pytest.approx(row["plain"]["value"], rel=1e-5)
+        assert kept["split"] == row["split"] and kept["positions"] == row["positions"]
+        if row["positions"]:  # a disjoint band may be empty
+            assert kept["plain"]["value"] == pytest.approx(row["plain"]["value"], rel=1e-5)
+    assert run["evals"]["after"]["rows"][0]["positions"] == 6
     assert run["evals"]["after"]["against"][0]["folder"] == "runs/small/before"
 
 
@@ -129,7 +133,9 @@ def test_tables_of_a_real_run(summary: Path) -> None:
     cost = make.render("cost small", folder)
     assert "| small/train (running) | train | 3 | 2 | 9 | – |" in cost
     commands = make.render("commands small", folder)
-    assert "--name before" in commands and "Machine: " in commands and str(folder) not in commands
+    run_command = f"forethink eval --run runs/small --model policy {shlex.join(SMALL)} --corpus 'held out.jsonl'"
+    assert f"{run_command} --name before\n" in commands and str(folder) not in commands
+    assert re.search(r"^Machine: \w+ \w+, \d+ cores\.$", commands, re.M)
     assert make.render("note small", folder) == "A note."
 
 

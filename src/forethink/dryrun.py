@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ _SHAPE = {
 _OPTIONAL = {"head_size": "head_dim", "tied": "tie_word_embeddings"}
 
 
-def _from_shape(shape: Mapping[str, int | bool]) -> PretrainedConfig:
+def _from_shape(shape: dict[str, int | bool]) -> PretrainedConfig:
     """A decoder with a gated feed-forward part, as Llama and Qwen have."""
     from transformers import LlamaConfig
 
@@ -80,7 +79,8 @@ def _from_shape(shape: Mapping[str, int | bool]) -> PretrainedConfig:
             f"[dry_run] shape: {wrong[0]!r} is {'missing' if wrong[0] in known else 'unknown'}; it has "
             f"{', '.join(_SHAPE)}, and where needed {', '.join(_OPTIONAL)}."
         )
-    return LlamaConfig(**{"tie_word_embeddings": False} | {known[key]: value for key, value in shape.items()})
+    sizes: dict[str, Any] = {"tie_word_embeddings": False} | {known[key]: value for key, value in shape.items()}
+    return LlamaConfig(**sizes)
 
 
 def _architecture(config: Config) -> tuple[PretrainedConfig, str]:

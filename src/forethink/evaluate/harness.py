@@ -45,7 +45,7 @@ def _quiet() -> Iterator[None]:
         vars(tasks)["tqdm"] = bar
 
 
-class Policy(huggingface.HFLM):  # type: ignore[misc]
+class Policy(huggingface.HFLM):
     """A loaded policy as lm-eval's model.
 
     Args:
