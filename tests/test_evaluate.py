@@ -104,6 +104,9 @@ def test_plain_figures_equal_a_naive_pass_at_every_position(name, max_context, b
             logprobs = model(input_ids=ids).logits[0].log_softmax(-1)
         assert one.argmax == int(logprobs[-1].argmax())
         assert one.logprob == pytest.approx(float(logprobs[-1, problem.target_ids[0]]), abs=1e-4)
+        likeliest = logprobs[-1].exp().topk(5)
+        assert [token for token, _ in one.top] == likeliest.indices.tolist() and one.top[0][0] == one.argmax
+        assert [share for _, share in one.top] == pytest.approx(likeliest.values.tolist(), abs=1e-5)
         top = logprobs[-1].topk(16).values.softmax(-1)
         assert one.entropy == pytest.approx(float(-(top * top.log()).sum()), abs=1e-4)
         assert one.entropy_full == pytest.approx(float(-(logprobs[-1].exp() * logprobs[-1]).sum()), abs=1e-4)

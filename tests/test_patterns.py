@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from forethink import cli
-from forethink.patterns import collapse_watch, count_patterns, diversity, groups_in, pattern_table, samples_of
+from forethink.patterns import (
+    KEYWORDS,
+    collapse_watch,
+    count_patterns,
+    diversity,
+    groups_in,
+    pattern_table,
+    samples_of,
+)
 from forethink.types import ForethinkError
 
 
@@ -78,6 +86,33 @@ def test_the_bootstrap_takes_documents_whole(tmp_path: Path) -> None:
     assert rows[0]["wilson"] == rows[1]["wilson"]
     assert rows[0]["bootstrap"] == [0.0, 1.0]
     assert rows[1]["bootstrap"] == [0.5, 0.5]
+
+
+def test_next_token_reasoning_against_problem_solving_by_hand(tmp_path: Path) -> None:
+    """Questions solved are the reference; every document and question has the same share, so no draw changes it."""
+    solved = ["let us break down", "finally", "finally, probably", "break this down, finally"] * 3
+    questions = [
+        {"problem": f"chain_sum:0:{i // 4}", "text": text, "thought": text, "step": 0} for i, text in enumerate(solved)
+    ]
+    (tmp_path / "solve").mkdir()
+    log = tmp_path / "solve" / "samples.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in questions))
+    thoughts = ["probably", "something like this, finally"] * 4  # two to a document
+    reasoning = count_patterns(write(tmp_path / "predict", thoughts))
+    first, second = pattern_table([count_patterns(log), reasoning])
+    assert (first["responses"], first["documents"]) == (12, 3)  # three questions of one task, not one document
+    assert (second["responses"], second["documents"]) == (8, 4)
+    shares = {name: (first["groups"][name]["value"], second["groups"][name]["value"]) for name in KEYWORDS}
+    assert shares == {
+        "transition": (0, 0), "reflection": (0, 0), "breakdown": (0.5, 0), "hypothesis": (0.25, 1),
+        "divergent": (0, 0), "deduction": (0.75, 0.5),
+    }  # fmt: skip
+    groups = second["groups"]
+    changes = {name: groups[name]["change"] for name in ("hypothesis", "deduction", "breakdown")}
+    assert changes == pytest.approx({"hypothesis": 3.0, "deduction": -1 / 3, "breakdown": -1.0})
+    assert groups["hypothesis"]["change_interval"] == pytest.approx([3.0, 3.0])
+    assert groups["deduction"]["change_interval"] == pytest.approx([-1 / 3, -1 / 3])
+    assert groups["transition"]["change"] is None and groups["transition"]["change_interval"] is None
 
 
 def test_diversity_is_counted_by_hand() -> None:

@@ -15,14 +15,18 @@ from typing import Any
 import pytest
 
 from forethink.config import load_config
+from forethink.paired import compare
 from forethink.records import write_problems, write_scored
 from forethink.report.collect import collect, curves
 from forethink.report.command import add_report, run_report
 from forethink.report.documents import token_texts
-from forethink.report.page import embed, markdown, render, visible
+from forethink.report.figures import write_figures
+from forethink.report.markdown import markdown
+from forethink.report.page import embed, render, visible
 from forethink.report.samples import completion
 from forethink.rundir import RunDir, write_atomic
 from forethink.types import ForethinkError, Problem, ScoredDocument
+from report_run import STEPS, write_large
 
 HOSTILE = {
     "markup": '</script><img src=x onerror="window.hacked=1"><script>window.hacked=1</script><!--',
@@ -314,3 +318,109 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"done: {run / 'report.html'}" in capsys.readouterr().out
     run_report(parser.parse_args([str(run), "--out", str(tmp_path / "again.html")]))
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == page  # the same run, the same page
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_large(tmp_path_factory.mktemp("large") / "run")
+
+
+@pytest.fixture(scope="module")
+def found(large: Path) -> dict[str, Any]:
+    return collect([large])
+
+
+def test_a_law_is_fitted_where_it_can_be_and_refused_with_a_reason_elsewhere(found: dict[str, Any]) -> None:
+    curve = found["scaling"]["curves"][0]
+    assert (curve["run"], curve["stage"], curve["training"]) == ("run", "train", "train")
+    assert [point["step"] for point in curve["points"]] == list(STEPS)
+    assert curve["points"][0]["flops"] == pytest.approx(6 * 2.1e14) and curve["points"][0]["seconds"] == 186
+    easy = next(
+        one for one in curve["fits"] if (one["split"], one["axis"], one["metric"]) == ("easy", "flops", "reasoning")
+    )
+    assert easy["refused"] is None and easy["points"] == 6 and easy["r2"] > 0.9
+    lows, highs = easy["curve"]["low"], easy["curve"]["high"]
+    assert all(low <= mean <= high for low, mean, high in zip(lows, easy["curve"]["accuracy"], highs, strict=True))
+    plain = [one for one in curve["fits"] if one["metric"] == "plain"]
+    assert len(plain) == 9 and all("flat" in one["refused"] for one in plain)
+    assert [one["evaluation"] for one in found["scaling"]["left_out"]] == ["before"]
+
+
+def test_two_points_are_shown_without_a_law(tmp_path: Path) -> None:
+    run = write_large(tmp_path / "run", documents=6, samples=2)
+    for step in STEPS[:-2]:
+        (run / f"step-{step:03}" / "eval.json").unlink()
+    curve = collect([run])["scaling"]["curves"][0]
+    assert len(curve["points"]) == 2 and all("2 different amounts" in one["refused"] for one in curve["fits"])
+
+
+def test_reinforced_and_plain_training_have_curves_of_their_own(tmp_path: Path) -> None:
+    run = write_large(tmp_path / "run", documents=6, samples=2)
+    folder = run / "train"
+    (run / "ntp").mkdir()
+    for name in ("metrics.jsonl", "run.json"):
+        text = (folder / name).read_text(encoding="utf-8").replace('"stage": "train"', '"stage": "ntp"')
+        (run / "ntp" / name).write_text(text, encoding="utf-8")
+    for step in STEPS[:3]:
+        file = run / f"step-{step:03}" / "eval.json"
+        file.write_text(file.read_text(encoding="utf-8").replace("/train/", "/ntp/"), encoding="utf-8")
+    curves = collect([run])["scaling"]["curves"]
+    assert sorted((one["stage"], len(one["points"])) for one in curves) == [("ntp", 3), ("train", 3)]
+
+
+def test_pairs_are_what_compare_says(large: Path, found: dict[str, Any]) -> None:
+    assert len(found["pairs"]) == 21
+    one = next(pair for pair in found["pairs"] if (pair["ours"], pair["theirs"]) == ("step-120", "before"))
+    whole = compare(large / "step-120", large / "before", resamples=1000)
+    for ours, theirs in zip(one["rows"], whole["rows"], strict=True):
+        assert ours["split"] == theirs["split"]
+        assert ours["reasoning"]["difference"] == pytest.approx(theirs["reasoning"]["difference"], rel=1e-4)
+        assert ours["reasoning"]["interval"] == pytest.approx(theirs["reasoning"]["interval"], rel=1e-4)
+
+
+def test_runs_on_other_positions_are_not_paired(tmp_path: Path) -> None:
+    runs = [write_large(tmp_path / name / "run", documents=n, samples=2) for name, n in (("a", 6), ("b", 8), ("c", 6))]
+    names = {(pair["theirs"][0], pair["ours"][0]) for pair in collect(runs)["pairs"]}
+    assert names == {("a", "a"), ("b", "b"), ("a", "c")}  # 14 on a's positions: each against the first alone
+
+
+def test_patterns_and_the_collapse_watch(found: dict[str, Any]) -> None:
+    rows = found["patterns"]["rows"]
+    assert [row["source"] for row in rows][:2] == ["before", "step-006"] and rows[-1]["source"] == "train"
+    assert rows[0]["groups"]["hypothesis"]["value"] == 1.0  # every thought says "probably"
+    assert rows[0]["groups"]["breakdown"]["value"] == 0.0
+    watch = next(one for one in found["patterns"]["watch"] if one["label"] == "train")
+    assert len(watch["windows"]) == 12 and watch["windows"][-1]["to"] == STEPS[-1]
+
+
+def test_a_position_holds_the_likeliest_tokens_of_every_model(found: dict[str, Any]) -> None:
+    position = next(p for one in found["documents"] for p in one["positions"] if p["plain"])
+    top = position["plain"]["0"]["top"]
+    assert [share for _, share in top] == [0.41, 0.22, 0.09, 0.05, 0.03] and top[0][0] == position["plain"]["0"][
+        "argmax"
+    ]
+
+
+def test_the_page_of_a_usual_run_is_small(found: dict[str, Any]) -> None:
+    assert len(render(found).encode()) < 5_000_000
+
+
+def test_markdown_holds_every_table(found: dict[str, Any]) -> None:
+    text = markdown(found)
+    for head in ("## Next-token accuracy", "## Compared on the same positions", "## Scaling", "## Reasoning patterns",
+                 "### Thoughts over time: train", "## Training", "## Warnings", "## Stages"):  # fmt: skip
+        assert f"{head}\n" in text or f"\n{head}" in text
+    assert "| easy, reasoning, flops | 6 |" in text and "Not fitted (plain, easy against flops: " in text
+    assert "| easy | step-120 − before | 168 |" in text
+
+
+def test_figures_are_files_and_the_same_run_gives_the_same(found: dict[str, Any], tmp_path: Path) -> None:
+    data = dict(found, evaluations=[{**one, "title": one["title"] + " $x_1$ <b>"} for one in found["evaluations"]])
+    files = write_figures(data, tmp_path / "a")
+    names = {file.name for file in files}
+    assert {f"{name}.{kind}" for name in ("accuracy", "patterns", "training-train", "collapse-train",
+            "scaling-run-train-reasoning", "scaling-run-train-plain") for kind in ("svg", "png")} == names  # fmt: skip
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
+    assert "$x_1$ &lt;b&gt;" in (tmp_path / "a" / "accuracy.svg").read_text(encoding="utf-8")
+    for file in write_figures(data, tmp_path / "b"):
+        assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ import pytest
 
 from forethink.report.collect import collect
 from forethink.report.page import render
+from pictures import BROWSER, DRIVER, open_best, size
+from pictures import browser as start
+from report_run import write_large
 from test_report import HOSTILE, write_run
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
 pytestmark = pytest.mark.skipif(
     BROWSER is None or DRIVER is None,
     reason="no chromium with chromedriver (Debian: apt-get install chromium chromium-driver)",
@@ -29,23 +30,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    options = Options()
-    options.binary_location = BROWSER or ""
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1280,900",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with start() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +77,22 @@ def test_no_error_and_no_request(opened: Any, page: Path) -> None:
     log = [line for line in opened.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
     assert log == []
     assert {one.get_attribute("id") for one in find(opened, "main > section")} == {
-        "overview", "documents", "training", "accuracy", "configuration",
+        "overview", "documents", "training", "accuracy", "scaling", "patterns", "configuration",
     }  # fmt: skip
     find(opened, "#text .tok.seen")[0].click()
     assert [line for line in opened.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
     events = [json.loads(line["message"])["message"] for line in opened.get_log("performance")]
     asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
     assert asked == {page.as_uri()}
+    loaded = "return performance.getEntries().filter(e => e.entryType === 'resource').map(e => e.name)"
+    assert opened.execute_script(loaded) == []
 
 
 def test_a_click_opens_a_position_with_its_completions(opened: Any) -> None:
     find(opened, "#text .tok.seen")[0].click()
     panel = find(opened, "#panel")[0].text
-    assert "eval-start: 1 of 1 right" in panel and "eval-trained: 1 of 6 right" in panel
+    heads = [one.text.replace("\n", " ") for one in find(opened, "#panel .side > h4")]
+    assert heads == ["eval-start 1 of 1 right", "eval-trained 1 of 6 right"]
     assert "eval-start says" in panel and "plain arg-max" in panel
     assert find(opened, "#panel .card.right .answer")[0].text.replace("\u00a0", " ").strip() == "sum"
 
@@ -155,12 +144,88 @@ def test_a_very_long_completion_is_folded(opened: Any) -> None:
     assert opened.execute_script(length) < 20_000
 
 
+def test_hostile_names_in_figures_and_tables_are_text(opened: Any) -> None:
+    """Opening lines and warnings hold the model's and the user's own characters."""
+    shown = opened.execute_script("return document.getElementById('main').textContent")
+    assert not set(shown) & set("\x00\x07\x1b\x7f\u202e\u2066\u200b\ufeff\u2028")
+    assert opened.execute_script("return document.querySelectorAll('main img, main script, main iframe').length") == 0
+    assert find(opened, "#warnings .warn") and find(opened, "#nav .alarm")[0].text == "Warnings (1)"
+
+
+@pytest.fixture(scope="module")
+def large(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The report of a run as large as a demonstration's, open."""
+    top = tmp_path_factory.mktemp("large")
+    (top / "report.html").write_text(render(collect([write_large(top / "run")])), encoding="utf-8")
+    size(browser, 1280)
+    browser.get((top / "report.html").as_uri())
+    return browser
+
+
+def errors(browser: Any) -> list[Any]:
+    return [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+
+
+def test_before_and_after_stand_side_by_side_or_stacked(large: Any) -> None:
+    corners = (
+        "return [...document.querySelectorAll('#panel .side')].map(e => [e.getBoundingClientRect().x, e.offsetTop])"
+    )
+    for width, columns in ((1280, 2), (390, 1)):
+        size(large, width)
+        open_best(large)
+        heads = [one.text.split()[0] for one in find(large, "#panel .side > h4")]
+        assert heads == ["before", "step-120"]
+        assert len(set(large.execute_script(corners))) == columns
+        screenshot(large, f"sides-{width}.png")
+    size(large, 1280)
+    open_best(large)
+    likely = [one.text for one in find(large, "#panel .side")[0].find_elements("css selector", ".likely")]
+    assert len(likely) == 5 and likely[0].endswith("41.0 %")
+    chip = next(one for one in find(large, "#panel .chips button") if one.text == "step-024")
+    chip.click()
+    assert [one.text.split()[0] for one in find(large, "#panel .side > h4")] == ["before", "step-024", "step-120"]
+    assert chip.get_attribute("aria-pressed") == "true"
+    chip.click()
+    assert errors(large) == []
+
+
+def test_curves_bands_and_reasons(large: Any) -> None:
+    assert len(find(large, "#scaling .band")) == 9  # three splits against three axes
+    assert len(find(large, "#scaling circle")) == 54
+    assert "Not fitted" not in find(large, "#scaling")[0].text
+    next(one for one in find(large, "#scaling .chips button") if one.text == "plain accuracy").click()
+    assert not find(large, "#scaling .band") and len(find(large, "#scaling circle")) == 54
+    assert "flat: there is no law to fit" in find(large, "#scaling")[0].text
+    next(one for one in find(large, "#scaling .chips button") if one.text == "reasoning accuracy").click()
+    assert len(find(large, "#patterns figure .row")) == 6 * 8
+    assert "Do thoughts collapse? train" in find(large, "#patterns")[0].text
+    assert errors(large) == []
+
+
+def test_any_two_evaluations_are_compared(large: Any) -> None:
+    assert len(find(large, "#pair option")) == 21
+    table = "return document.querySelector('#pair').parentElement.nextElementSibling.textContent"
+    first = large.execute_script(table)
+    find(large, "#pair option")[0].click()
+    assert large.execute_script(table) != first and find(large, "#pair option")[0].text == "step-006 less before"
+    assert errors(large) == []
+
+
+def test_every_section_fits_a_desk_and_a_phone(large: Any) -> None:
+    for width in (1280, 390):
+        size(large, width)
+        assert large.execute_script("return document.documentElement.scrollWidth") <= width  # no sideways scrolling
+        for name in ("overview", "documents", "training", "accuracy", "scaling", "patterns", "configuration"):
+            large.execute_script("document.getElementById(arguments[0]).scrollIntoView()", name)
+            assert screenshot(large, f"{name}-{width}.png") > 5_000
+    size(large, 1280)
+
+
 def test_themes_and_widths(opened: Any) -> None:
     colour = "return getComputedStyle(document.body).backgroundColor"
     light = opened.execute_script(colour)
     for width in (1280, 390):
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        size(opened, width)
         assert opened.execute_script("return document.documentElement.scrollWidth") <= width  # no sideways scrolling
         assert screenshot(opened, f"top-{width}.png") > 5_000
         opened.execute_script("document.getElementById('documents').scrollIntoView()")

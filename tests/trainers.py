@@ -124,3 +124,11 @@ def train_in_child(config: Config, environment: dict[str, str] | None = None) ->
     from forethink.training.train import run_train
 
     run_train(config)
+
+
+def ntp_in_child(config: Config) -> None:
+    """What a child process runs for the plain baseline, single-threaded."""
+    torch.set_num_threads(1)
+    from forethink.training.ntp import run_ntp
+
+    run_ntp(config)

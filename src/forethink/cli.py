@@ -7,7 +7,6 @@ sentence on stderr and exit code 2; Ctrl-C is exit code 130.
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethink import __version__, flags, looking
-from forethink.types import ForethinkError, first_line
+from forethink.types import ForethinkError, disk_full, first_line
 
 if TYPE_CHECKING:
     from forethink.config import Config
@@ -146,6 +145,14 @@ COMMANDS: dict[str, _Command] = {
         _train,
         flags.train_flags,
     ),
+    "ntp": _Command(
+        "the plain baseline: next-token training on the same documents, to the same budget",
+        "Reads <run>/score, the training split of <run>/problems, the policy, and a budget: a number (ntp.amount) or "
+        "what\nfinished stages took (ntp.budget_from; else <run>/train), in FLOPs, tokens or seconds (ntp.budget).\n"
+        "Writes <run>/<ntp.name>: the final model, models kept on the way (ntp.keep), metrics.jsonl.",
+        "forethink ntp --run runs/math ntp.budget=flops ntp.budget_from='[\"runs/math/warmup\", \"runs/math/train\"]'",
+        _stage("ntp"),
+    ),
     "eval": _Command(
         "next-token accuracy, plain and reasoning, on the same positions",
         "Reads the validation split of <run>/problems (or eval.problems), and the policy or a checkpoint of it. With\n"
@@ -231,20 +238,6 @@ def _environment() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # module:function may name a file here; last, so that it shadows nothing
-
-
-_FULL = ("No space left on device", "StorageFull", "file write failed", "Disk quota exceeded")
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: safetensors and torch wrap the system's own one."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(error, Exception) and any(mark in str(error) for mark in _FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

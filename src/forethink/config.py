@@ -7,17 +7,15 @@ a key that forethink sets itself must not appear there.
 from __future__ import annotations
 
 import datetime
-import hashlib
-import importlib
-import importlib.util
-import sys
+import functools
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from forethink.recipe import merge, origin, read_recipe
 from forethink.types import ForethinkError
 
 
@@ -147,6 +145,24 @@ class Train(_Section):
     degenerate_alarm: float = Field(default=0.9, ge=0, le=1)  # warn when a larger share of groups gives no gradient
 
 
+class Ntp(_Section):
+    """The plain baseline: next-token training on the run's training documents, to a budget."""
+
+    name: str = "ntp"  # the run folder's name below `run`, so that several baselines stand side by side
+    start: str | None = None  # a model or adapter folder, or a name; [model] when absent
+    budget: Literal["flops", "tokens", "seconds"] = "flops"  # what is matched
+    amount: float | None = Field(default=None, gt=0)  # of `budget`; read from `budget_from` when absent
+    budget_from: str | tuple[str, ...] = ()  # finished stages' folders, added up; the run's own `train` when empty
+    learning_rate: float = Field(default=1e-5, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # over the budget, after a short rise
+    batch: int = Field(default=8192, ge=16)  # tokens a step
+    window: int = Field(default=1024, ge=2)  # tokens of a document learnt at once
+    precision: Literal["bf16", "fp32"] = "bf16"  # bf16: fp32 master weights under autocast
+    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
+    keep: int = Field(default=1, ge=1)  # models kept at equal shares of the budget, the last one included
+    save_every: int = Field(default=10, ge=1)  # steps between checkpoints to resume from
+
+
 class Eval(_Section):
     """Next-token accuracy, plain and reasoning, on the same positions."""
 
@@ -185,6 +201,7 @@ class Config(_Section):
     """One recipe: everything a run depends on."""
 
     run: str = "runs/default"  # the stages write their run folders below it
+    parent: str | None = None  # a run whose finished score, problems and warmup count where this one has none
     seed: int = 0
     corpus: Corpus = Corpus()
     model: Model = Model()
@@ -195,6 +212,7 @@ class Config(_Section):
     rollout: Rollout = Rollout()
     warmup: Warmup = Warmup()
     train: Train = Train()
+    ntp: Ntp = Ntp()
     eval: Eval = Eval()
     tasks: Tasks = Tasks()
     dry_run: DryRun = DryRun()
@@ -211,7 +229,7 @@ def _value(text: str) -> Any:
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe and apply overrides such as ``train.steps=40``.
+    """Read a recipe, on its ``base`` where it names one, and apply overrides such as ``train.steps=40``.
 
     Args:
         path: a TOML file; None for the defaults alone.
@@ -220,16 +238,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ForethinkError: the file is absent or no TOML, a key is unknown, or a value has the wrong type.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ForethinkError(f"{path}: no such recipe; name an existing TOML file with --config.") from None
-        except OSError as error:
-            raise ForethinkError(f"{path}: cannot be read ({error.strerror}); name a TOML file.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ForethinkError(f"{path}: not a TOML file ({error}); mend that line.") from None
+    chain = [] if path is None else read_recipe(path)
+    data: dict[str, Any] = functools.reduce(merge, (table for _, table in chain), {})
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -246,53 +256,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        source = str(path) if path is not None else "the overrides"
+        source = origin(chain, first["loc"]) if chain else "the overrides"
         if first["type"] == "extra_forbidden":
             raise ForethinkError(f"{source}: unknown key {where!r}; see `forethink keys` for all keys.") from None
         raise ForethinkError(f"{source}: {where!r} is {first['input']!r}, but: {first['msg']}.") from None
-
-
-def load_function(spec: str) -> Callable[..., Any]:
-    """A user's own reward, template or selector by name.
-
-    Args:
-        spec: ``module:function`` for something importable, or ``path/to/file.py:function``.
-
-    Raises:
-        ForethinkError: the file, the module or the function is absent, or the code fails while it is imported.
-    """
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise ForethinkError(f"{spec!r}: name a function as module:function or path/to/file.py:function.")
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ForethinkError:
-        raise
-    except ModuleNotFoundError as error:
-        raise ForethinkError(
-            f"{spec!r}: there is no module {error.name!r}; install it, or name a file as path/to/file.py:function."
-        ) from None
-    except Exception as error:  # whatever the user's code raises
-        raise ForethinkError(
-            f"{spec!r}: {place} fails on import ({type(error).__name__}: {error}); mend it."
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ForethinkError(f"{spec!r}: {place} has no function {name!r}; mend the name.")
-    return function
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ForethinkError(f"{path}: no such file; name an existing one as path/to/file.py:function.")
-    name = f"forethink_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None and module_spec.loader is not None  # always so for a .py file
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module  # dataclasses and pickling look a function's module up there
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethink.rundir import read_jsonl
+from forethink.spent import totals
 from forethink.types import ForethinkError
 
 Record = dict[str, Any]
 
-AXES = ("flops", "tokens", "seconds")
 METRICS = ("reasoning", "plain")
 # Evaluations lie on one curve only where they asked in the same way.
 _SAME = ("template", "temperature", "max_tokens", "samples", "thresholds", "per_split")
@@ -57,16 +57,6 @@ def _json(path: Path) -> Record:
     return data
 
 
-def _spent(record: Record) -> dict[str, float]:
-    """Cumulative figures of one line of a training run's metrics, or of a checkpoint's ``spent.json``."""
-    parts = [key for key in record if key.startswith("flops/") and key != "flops/total"]
-    flops = record.get("flops/total", record.get("flops", sum(record[key] for key in parts) if parts else None))
-    names = ("tokens/generated", "tokens/update")
-    tokens = sum(record.get(name, 0) for name in names) if names[1] in record else record.get("tokens")
-    found = {"flops": flops, "tokens": tokens, "seconds": record.get("seconds")}
-    return {key: float(value) for key, value in found.items() if value is not None}
-
-
 def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
     """The training folder that wrote a model, and the checkpoint's step (None: the end); or why there is none.
 
@@ -89,7 +79,8 @@ def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
     return f"{folder} holds no training run"
 
 
-def _point(evaluation: Path, run: Path) -> Point | str:
+def read_point(evaluation: Path, run: Path) -> Point | str:
+    """The point of a finished evaluation below a run, or why it is none."""
     result = _json(evaluation / "eval.json")
     found = _locate(result["model"]["adapter"] or result["model"]["name"], run)
     if isinstance(found, str):
@@ -98,20 +89,20 @@ def _point(evaluation: Path, run: Path) -> Point | str:
     stage = _json(training / "run.json").get("stage", "")
     if stage == "warmup":
         return "the warm start: training begins there"
-    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if _spent(line)}
+    lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if totals(line)}
     if not lines:
         return f"{training / 'metrics.jsonl'} tells no FLOPs, tokens or seconds"
     step = max(lines) if step is None else step
     kept = Path(result["model"]["name"]) / "spent.json"
     if step not in lines and kept.is_file():
-        return Point(evaluation, training, stage, step, _spent(_json(kept)), result)
+        return Point(evaluation, training, stage, step, totals(_json(kept)), result)
     if not min(lines) <= step <= max(lines):
         return f"{training / 'metrics.jsonl'} has no step {step}"
     steps = sorted(lines)
     spent = {
-        key: float(np.interp(step, steps, [_spent(lines[s])[key] for s in steps]))  # logged every few steps
-        for key in _spent(lines[steps[0]])
-        if all(key in _spent(lines[s]) for s in steps)
+        key: float(np.interp(step, steps, [totals(lines[s])[key] for s in steps]))  # logged every few steps
+        for key in totals(lines[steps[0]])
+        if all(key in totals(lines[s]) for s in steps)
     }
     return Point(evaluation, training, stage, step, spent, result)
 
@@ -135,7 +126,7 @@ def read_points(runs: Sequence[Path], only: str = "*") -> tuple[list[Point], lis
         if not folders:
             raise ForethinkError(f"{run}: holds no finished evaluation; run `forethink eval` on checkpoints first.")
         for folder in folders:
-            found = _point(folder, run.parent if single else run)
+            found = read_point(folder, run.parent if single else run)
             if isinstance(found, str):
                 left_out.append((str(folder), found))
             else:
@@ -154,6 +145,11 @@ def read_points(runs: Sequence[Path], only: str = "*") -> tuple[list[Point], lis
             f"{points[0].stage!r}; fit each alone: choose with --only PATTERN."
         )
     return sorted(points, key=lambda point: (point.step, str(point.evaluation))), left_out
+
+
+def asked(point: Point) -> tuple[str, ...]:
+    """The way an evaluation asked and what trained its checkpoint: points of one curve agree in it."""
+    return (point.stage, *(json.dumps(point.result.get(key)) for key in _SAME))
 
 
 def before(points: Sequence[Point]) -> dict[str, Record]:
@@ -196,3 +192,30 @@ def document_draws(
         made.append(whole[..., 0] / whole[..., 1])
     drawn: NDArray[np.float64] = np.concatenate(made)
     return drawn if len(drawn) else None
+
+
+def fit_split(
+    points: Sequence[Point], row: Mapping[str, Any], axis: str, metric: str, resamples: int, seed: int
+) -> Record:
+    """The law of one split against one axis: what `scaling.Fit.record` holds, or ``refused``, the reason.
+
+    Args:
+        points: as `read_points` gives them.
+        row: of an ``eval.json``: its ``split`` and ``kind``.
+        axis: one of `AXES`.
+        metric: one of `METRICS`.
+        resamples: bootstrap draws.
+        seed: of these draws.
+    """
+    from forethink.scaling import fit
+
+    split, kind = row["split"], row["kind"]
+    own = [p for p in points if axis in p.spent and p.accuracy(split, metric) is not None]
+    pairs = [(p.spent[axis], float(p.accuracy(split, metric) or 0.0)) for p in own]
+    record: Record = {"split": split, "kind": kind, "axis": axis, "points": len(pairs), "refused": None}
+    try:
+        fit(pairs, resamples=100, seed=seed)  # refuses before the documents are drawn
+        draws = document_draws(own, split, kind, metric, resamples, seed)
+        return record | fit(pairs, draws, resamples=resamples, seed=seed).record()
+    except ForethinkError as error:
+        return record | {"refused": f"{split} against {axis}: {error}"}

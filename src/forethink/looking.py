@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from forethink import compare, watch
 from forethink.report import command as report
 from forethink.types import ForethinkError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-    from forethink.evaluated import Point
 
 Record = dict[str, Any]
 
@@ -87,7 +86,8 @@ def fit_runs(runs: Sequence[Path], metric: str, only: str, resamples: int, seed:
     Raises:
         ForethinkError: nothing can be fitted; the message holds the first reason.
     """
-    from forethink.evaluated import AXES, before, read_points
+    from forethink.evaluated import before, fit_split, read_points
+    from forethink.spent import AXES
 
     if resamples < 100:
         raise ForethinkError(f"--resamples is {resamples}; ask for at least 100.")
@@ -95,7 +95,7 @@ def fit_runs(runs: Sequence[Path], metric: str, only: str, resamples: int, seed:
     if not points:
         raise ForethinkError(f"{left_out[0][0]}: {left_out[0][1]}; there is no evaluated checkpoint to fit.")
     rows = points[0].result["rows"]
-    fits = [_fit_one(points, row, axis, metric, resamples, seed) for row in rows for axis in AXES]
+    fits = [fit_split(points, row, axis, metric, resamples, seed) for row in rows for axis in AXES]
     if all(one["refused"] for one in fits):
         raise ForethinkError(f"{', '.join(map(str, runs))}: {fits[0]['refused']}")
     return {
@@ -119,24 +119,6 @@ def fit_runs(runs: Sequence[Path], metric: str, only: str, resamples: int, seed:
         "before": before(points),
         "fits": fits,
     }
-
-
-def _fit_one(
-    points: Sequence[Point], row: Mapping[str, Any], axis: str, metric: str, resamples: int, seed: int
-) -> Record:
-    from forethink.evaluated import document_draws
-    from forethink.scaling import fit
-
-    split, kind = row["split"], row["kind"]
-    own = [p for p in points if axis in p.spent and p.accuracy(split, metric) is not None]
-    pairs = [(p.spent[axis], float(p.accuracy(split, metric) or 0.0)) for p in own]
-    record: Record = {"split": split, "kind": kind, "axis": axis, "points": len(pairs), "refused": None}
-    try:
-        fit(pairs, resamples=100, seed=seed)  # refuses before the documents are drawn
-        draws = document_draws(own, split, kind, metric, resamples, seed)
-        return record | fit(pairs, draws, resamples=resamples, seed=seed).record()
-    except ForethinkError as error:
-        return record | {"refused": f"{split} against {axis}: {error}"}
 
 
 def _span(ends: Sequence[float | None] | None, scale: float = 1.0, form: str = ".3g") -> str:
@@ -259,5 +241,7 @@ LOOKING: dict[str, tuple[str, str, str, _Run, _Flags]] = {
         _patterns,
         _patterns_flags,
     ),
+    "compare": (compare.SUMMARY, compare.TEXT, compare.EXAMPLE, compare.run_compare, compare.add_compare),
+    "watch": (watch.SUMMARY, watch.TEXT, watch.EXAMPLE, watch.run_watch, watch.add_watch),
     "report": (report.SUMMARY, report.TEXT, report.EXAMPLE, report.run_report, report.add_report),
 }

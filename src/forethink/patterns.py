@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,24 +96,28 @@ def samples_of(run: Path) -> list[Path]:
     return found
 
 
-def _responses(file: Path) -> Iterator[Record]:
-    for number, line in enumerate(read_jsonl(file), 1):
+def _responses(file: Path, lines: Iterable[Record] | None = None) -> Iterator[Record]:
+    for number, line in enumerate(read_jsonl(file) if lines is None else lines, 1):
         if not isinstance(line, dict) or not {"text", "thought", "problem"} <= line.keys():
             raise ForethinkError(f"{file}: line {number} is no response (problem, text, thought); make it again.")
         yield line
 
 
-def count_patterns(file: Path) -> Shares:
-    """Count the six groups over the responses of a ``samples.jsonl``.
+def _document(problem: str) -> str:
+    """Whose responses resemble each other: those of a document (``<document>:<token index>``), or of a question."""
+    return problem.partition(":")[0] if problem.count(":") == 1 else problem
+
+
+def count_patterns(file: Path, lines: Sequence[Record] | None = None) -> Shares:
+    """Count the six groups over the responses of a ``samples.jsonl``, or over those of its ``lines`` at hand.
 
     Raises:
         ForethinkError: the file holds no response, or lines that are none.
     """
     names = list(KEYWORDS)
     documents: dict[str, NDArray[np.float64]] = {}
-    for line in _responses(file):
-        document = str(line["problem"]).rpartition(":")[0] or str(line["problem"])
-        counts = documents.setdefault(document, np.zeros(len(names) + 1))
+    for line in _responses(file, lines):
+        counts = documents.setdefault(_document(str(line["problem"])), np.zeros(len(names) + 1))
         for name in groups_in(line["text"]):
             counts[names.index(name)] += 1
         counts[-1] += 1
@@ -182,17 +186,18 @@ def diversity(thoughts: Sequence[str]) -> Record:
     }
 
 
-def collapse_watch(file: Path, windows: int = 8) -> list[Record]:
+def collapse_watch(file: Path, windows: int = 8, lines: Sequence[Record] | None = None) -> list[Record]:
     """`diversity` over time: steps in equal windows, each with as many thoughts, evenly taken.
 
-    A log without steps (an evaluation) is one window. ``share`` holds the pattern groups of all responses there.
+    ``lines`` are those of the file, where they are at hand. A log without steps (an evaluation) is one window.
+    ``share`` holds the pattern groups of all responses there.
 
     Raises:
         ForethinkError: ``windows`` is below 1, or the file holds lines that are no responses.
     """
     if windows < 1:
         raise ForethinkError(f"--windows is {windows}; ask for at least 1.")
-    counts = Counter(int(line.get("step") or 0) for line in _responses(file))
+    counts = Counter(int(line.get("step") or 0) for line in _responses(file, lines))
     if not counts:
         return []
     steps = sorted(counts)
@@ -202,7 +207,7 @@ def collapse_watch(file: Path, windows: int = 8) -> list[Record]:
     take = min(_MOST, *sizes, _MOST)
     seen, kept = [0] * len(parts), [list[str]() for _ in parts]
     groups: list[Counter[str]] = [Counter() for _ in parts]
-    for line in _responses(file):
+    for line in _responses(file, lines):
         i = window.get(int(line.get("step") or 0))
         if i is None or seen[i] == sizes[i]:
             continue  # written since the first reading: the run is under way

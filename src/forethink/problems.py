@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from forethink.config import Config, Problems
+from forethink.recipe import stage_folder
 from forethink.records import read_problems, read_scored, scored_metadata, scored_shards, write_problems
 from forethink.rundir import RunDir, hash_file
 from forethink.selectors import (
@@ -234,7 +235,7 @@ def run_problems(config: Config, tools: TokenizerTools) -> Path:
     Raises:
         ForethinkError: nothing was scored yet, or not to the end; see :func:`build_problems`.
     """
-    score, path = Path(config.run) / "score", Path(config.run) / "problems"
+    score, path = stage_folder(config, "score"), Path(config.run) / "problems"
     shards = scored_shards(score)
     state = score / "run.json"
     if state.exists() and json.loads(state.read_text(encoding="utf-8"))["status"] != "done":

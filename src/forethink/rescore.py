@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import read_problems
 from forethink.rewards import REWARDS, Reward, degenerate, load_reward, needs, outcome, right_if_stripped, score_group
 from forethink.rundir import RunDir, hash_file, read_jsonl
@@ -160,7 +161,7 @@ def run_rescore(
         ForethinkError: a file is absent or empty; see :func:`rescore`.
     """
     source = Path(samples) if samples is not None else Path(config.run) / "train" / "samples.jsonl"
-    place = Path(problems) if problems is not None else Path(config.run) / "problems"
+    place = Path(problems) if problems is not None else stage_folder(config, "problems")
     if not source.is_file():
         raise ForethinkError(f"{source}: no such file; name a samples.jsonl of a finished stage.")
     if not place.exists():

@@ -23,6 +23,7 @@ from dataclasses import fields
 from typing import Any
 
 from forethink import config
+from forethink.functions import load_function
 from forethink.types import Answer, ForethinkError, Outcome, PolicyScores, Problem, Status
 
 Reward = Callable[..., float | None]
@@ -210,7 +211,7 @@ def load_reward(settings: config.Reward) -> Reward:
     name = settings.name
     if name not in REWARDS and ":" not in name:
         raise ForethinkError(f"no reward {name!r}; choose one of {', '.join(REWARDS)}, or name a module:function.")
-    reward = REWARDS[name] if name in REWARDS else config.load_function(name)
+    reward = REWARDS[name] if name in REWARDS else load_function(name)
     parameters = list(inspect.signature(reward).parameters.values())
     variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     extra = [p for p in parameters[2:] if p.kind not in variadic and p.default is inspect.Parameter.empty]

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from forethink.config import Config
+from forethink.recipe import first_difference
 from forethink.types import ForethinkError
 
 _PACKAGES = ("forethink", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
@@ -199,7 +200,7 @@ class RunDir:
             ours, theirs = self.record[part], old.get(part)
             same = ours == theirs if part == "settings" else sorted(ours.values()) == sorted((theirs or {}).values())
             if not same:
-                changed = _first_difference(theirs, ours)
+                changed = first_difference(theirs, ours)
                 raise ForethinkError(
                     f"{self.path}: belongs to another configuration ({part}: {changed}); choose another folder with "
                     "run=…, or remove this one."
@@ -275,11 +276,3 @@ def _cut_torn_line(path: Path) -> None:
         if file.read(1) != b"\n":
             file.seek(0)
             file.truncate(sum(len(line) for line in file.readlines() if line.endswith(b"\n")))
-
-
-def _first_difference(old: Any, new: Any, at: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*new, *old]:
-            if old.get(key) != new.get(key):
-                return _first_difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
-    return f"{at} was {old!r}, now {new!r}"

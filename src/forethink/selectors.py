@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from forethink.config import Problems, load_function
+from forethink.config import Problems
+from forethink.functions import load_function
 from forethink.types import ForethinkError, ScoredDocument
 
 NO_ENTROPY = "no entropy: nothing precedes"

@@ -1,7 +1,7 @@
 """The stages as functions, under the commands' names: each takes a configuration and returns its run folder.
 
 Every stage reads what the one before it wrote below ``config.run``, can be started again after a kill, and does
-nothing where it was finished before::
+nothing where it was finished before, by this run or by its ``parent``::
 
     config = load_config("recipe.toml", ["run=runs/math"])
     score(config); problems(config); warmup(config); train(config)
@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forethink.config import Config
+from forethink.recipe import inherited, stage_folder
 from forethink.types import Answer, Completion, Finish, PolicyScores, Problem
 
 if TYPE_CHECKING:
     from forethink.rescore import Scorer
 
-__all__ = ["eval", "problems", "rescore", "score", "tasks", "train", "warmup", "with_corpus"]
+__all__ = ["eval", "ntp", "problems", "rescore", "score", "tasks", "train", "warmup", "with_corpus"]
 
 
 def score(config: Config) -> Path:
     """Entropy of every position: see :func:`forethink.scoring.run_score`."""
     from forethink.scoring import run_score
 
-    return run_score(config)
+    return inherited(config, "score") or run_score(config)
 
 
 def problems(config: Config) -> Path:
@@ -39,9 +40,13 @@ def problems(config: Config) -> Path:
     from forethink.problems import TokenizerTools, run_problems
     from forethink.records import scored_metadata
 
+    shared = inherited(config, "problems")
+    if shared is not None:
+        return shared
+
     trust = config.model.trust_remote_code
     tokenizer = load_tokenizer(config.model.name, trust_remote_code=trust)
-    proxy = scored_metadata(Path(config.run) / "score")["proxy"]
+    proxy = scored_metadata(stage_folder(config, "score"))["proxy"]
     scored = tokenizer if proxy == config.model.name else load_tokenizer(proxy, trust_remote_code=trust)
     tools = TokenizerTools(
         fingerprint=fingerprint(tokenizer),
@@ -55,7 +60,7 @@ def warmup(config: Config) -> Path:
     """Teach the policy the form of an answer: see :func:`forethink.training.warmup.run_warmup`."""
     from forethink.training.warmup import run_warmup
 
-    return run_warmup(config)
+    return inherited(config, "warmup") or run_warmup(config)
 
 
 def train(config: Config) -> Path:
@@ -63,6 +68,13 @@ def train(config: Config) -> Path:
     from forethink.training.train import run_train
 
     return run_train(config)
+
+
+def ntp(config: Config) -> Path:
+    """The plain baseline at a budget: see :func:`forethink.training.ntp.run_ntp`."""
+    from forethink.training.ntp import run_ntp
+
+    return run_ntp(config)
 
 
 def with_corpus(config: Config) -> Config:
@@ -75,9 +87,11 @@ def with_corpus(config: Config) -> Config:
         The configuration with ``eval.problems`` set.
     """
     name = re.sub(r"[^\w.-]+", "-", Path(config.corpus.path or "").name) or "corpus"
+    parents = None if config.parent is None else Path(config.parent) / "eval_corpus" / name
     own = config.model_copy(
         update={
             "run": str(Path(config.run) / "eval_corpus" / name),
+            "parent": str(parents) if parents is not None and parents.is_dir() else None,
             "model": config.model.model_copy(update={"adapter": None}),
             "score": config.score.model_copy(update={"proxy": config.eval.base}),
             "problems": config.problems.model_copy(update={"validation": 1.0}),

@@ -15,6 +15,7 @@ This module imports nothing heavier than the standard library.
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
 
 
@@ -25,6 +26,20 @@ class ForethinkError(Exception):
 def first_line(error: BaseException) -> str:
     """A foreign error's first line without its full stop, to be told inside a sentence of ours."""
     return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
+
+
+_FULL = ("No space left on device", "StorageFull", "file write failed", "Disk quota exceeded")
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: safetensors and torch wrap the system's own one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, Exception) and any(mark in str(error) for mark in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @dataclass(frozen=True, slots=True)

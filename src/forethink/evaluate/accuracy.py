@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PACK_TOKENS = 2048  # size of a prefix tree; attention in it costs the square
 PACK_POSITIONS = 64  # positions laid out at once; documents stay whole
+TOP = 5  # likeliest next tokens kept of every position
 CHUNK = 32  # positions, at least, whose completions are written together: the unit of resuming
 
 Record = dict[str, Any]
@@ -44,6 +45,7 @@ class Plain:
         entropy_full: in nats over the whole vocabulary.
         context_logprob: summed over the context tokens that no earlier position of the document has counted.
         context_tokens: their number.
+        top: the likeliest next tokens, at most `TOP`, with their probabilities; the arg-max first.
     """
 
     argmax: int
@@ -52,6 +54,7 @@ class Plain:
     entropy_full: float
     context_logprob: float
     context_tokens: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -133,7 +136,9 @@ def _read_pack(model: PreTrainedModel, one: Pack, top_k: int) -> list[Plain]:
     hidden = body_states(model, one)[one.sources]
     logprobs = head_logprobs(model, hidden, one.targets, 1.0)[0].double().cpu()
     last = torch.tensor([end - 1 for _, end in one.spans], device=model.device)
-    stats = position_stats(head_logits(model, hidden[last]), one.targets[last], top_k)
+    logits = head_logits(model, hidden[last])
+    stats = position_stats(logits, one.targets[last], top_k)
+    tops = _likeliest(logits, stats.argmax)
     return [
         Plain(
             int(stats.argmax[row]),
@@ -142,9 +147,23 @@ def _read_pack(model: PreTrainedModel, one: Pack, top_k: int) -> list[Plain]:
             float(stats.entropy_full[row]),
             float(logprobs[begin : end - 1].sum()),
             end - 1 - begin,
+            tops[row],
         )
         for row, (begin, end) in enumerate(one.spans)
     ]
+
+
+def _likeliest(logits_nv: torch.Tensor, argmax_n: torch.Tensor) -> list[tuple[tuple[int, float], ...]]:
+    """The `TOP` likeliest tokens of every row of logits [n, V] with their probabilities, the arg-max [n] first."""
+    logits_nv = logits_nv.float()
+    values, ids = logits_nv.topk(min(TOP, logits_nv.shape[1]), dim=-1)
+    shares = (values - logits_nv.logsumexp(-1, keepdim=True)).exp()
+    found = []
+    for argmax, own, share in zip(argmax_n.tolist(), ids.tolist(), shares.tolist(), strict=True):
+        if argmax not in own:  # as likely as all of these
+            own[-1] = argmax
+        found.append(tuple(sorted(zip(own, share, strict=True), key=lambda pair: (-pair[1], pair[0]))))
+    return found
 
 
 def perplexity(figures: Iterable[Plain]) -> tuple[float | None, int]:
@@ -261,6 +280,7 @@ def position_records(
             "plain": own.argmax == problem.target_ids[0],
             "argmax": base64.b64encode(text(own.argmax)).decode(),
             "logprob": own.logprob,
+            "top": [[base64.b64encode(text(token)).decode(), round(share, 6)] for token, share in own.top],
             "own_entropy": own.entropy_full,
             "inexpressible": expressible(problem, 1),
             **counts[name],

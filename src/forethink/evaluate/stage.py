@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethink.config import Config
 from forethink.evaluate.tables import compare, draw, show, splits, tabulate
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_inputs, read_jsonl, write_atomic
 from forethink.templates import load_template
@@ -29,7 +30,7 @@ Advance = Callable[[int], object]
 
 def _problems(config: Config) -> tuple[Path, str, list[Problem]]:
     """The problems to draw from: their file, split and records."""
-    place = Path(config.eval.problems or Path(config.run) / "problems")
+    place = Path(config.eval.problems or stage_folder(config, "problems"))
     if place.is_file():
         return place, "file", read_problems(place)
     for split in ("validation", "train"):

@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forethink.config import Config
-from forethink.evaluate.stats import cluster_bootstrap, paired_bootstrap, pass_at_k, powers_of_two, wilson
-from forethink.rundir import read_jsonl
+from forethink.evaluate.stats import pass_at_k, powers_of_two, wilson
+from forethink.paired import Split, cluster_bootstrap, compare, differences, nats, splits
 from forethink.types import ForethinkError
 
+__all__ = ["Split", "compare", "differences", "draw", "show", "splits", "tabulate"]
+
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """A range of base entropy. Nested splits have no upper end; disjoint ones hold above < entropy ≤ up_to."""
-
-    name: str
-    kind: str  # "nested" or "disjoint"
-    above: float
-    up_to: float | None
-
-    def holds(self, position: Mapping[str, Any]) -> bool:
-        """Whether a position's record counts for this split."""
-        if self.kind == "nested":
-            return self.name in position["splits"]
-        return bool(position["band"] == self.name)
-
-
-def _nats(value: float) -> str:
-    return f"{value:.1f}" if round(value, 1) == value else f"{value:g}"
-
-
-def splits(thresholds: Sequence[float]) -> list[Split]:
-    """Nested splits, one a threshold (easy, medium, hard where there are three), then the disjoint bands."""
-    shown = [_nats(t) for t in thresholds]
-    names = ["easy", "medium", "hard"] if len(thresholds) == 3 else [f"above {t}" for t in shown]
-    ends: list[float | None] = [*thresholds[1:], None]
-    nested = [Split(name, "nested", above, None) for name, above in zip(names, thresholds, strict=True)]
-    bands = [f"{low}–{high}" for low, high in itertools.pairwise(shown)] + [f"> {shown[-1]}"]
-    disjoint = [Split(*own) for own in zip(bands, itertools.repeat("disjoint"), thresholds, ends, strict=False)]
-    return nested + disjoint
 
 
 def draw(entropies: Mapping[str, float], config: Config) -> dict[str, tuple[list[str], str]]:
@@ -160,87 +127,6 @@ def tabulate(
     ]
 
 
-def differences(
-    ours: Sequence[Mapping[str, Any]],
-    theirs: Sequence[Mapping[str, Any]],
-    thresholds: Sequence[float],
-    resamples: int,
-    seed: int,
-) -> list[Record]:
-    """Split by split, the difference in plain and reasoning accuracy (ours − theirs) on the same positions.
-
-    Both lists hold the same positions in the same order; ``interval`` is None in splits of fewer than two documents,
-    and splits without positions are left out.
-    """
-    rows: list[Record] = []
-    for split in splits(thresholds):
-        pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if split.holds(a)]
-        if not pairs:
-            continue
-        clusters = [a["document"] for a, _ in pairs]
-        row: Record = {"split": split.name, "kind": split.kind, "positions": len(pairs)}
-        for name, key in (("plain", "plain"), ("reasoning", "right")):
-            values = [
-                [p[key] / (1 if key == "plain" else p["samples"]) for p in side] for side in zip(*pairs, strict=True)
-            ]
-            mean, low, high = paired_bootstrap(values[0], values[1], clusters, resamples, seed)
-            row[name] = {
-                "ours": float(np.mean(values[0])),
-                "theirs": float(np.mean(values[1])),
-                "difference": mean,
-                "interval": None if math.isnan(low) else [low, high],
-            }
-        rows.append(row)
-    return rows
-
-
-def _finished(folder: Path) -> tuple[Record, list[Record]]:
-    file = folder / "eval.json"
-    if not file.is_file():
-        raise ForethinkError(
-            f"{folder}: no finished evaluation (it has no eval.json); run `forethink eval` there first."
-        )
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ForethinkError(f"{file}: cannot be read ({error}); make this evaluation again.") from None
-    return result, list(read_jsonl(folder / "positions.jsonl"))
-
-
-_SAME = ("problem", "document", "entropy", "splits", "band")
-
-
-def compare(run_a: str | Path, run_b: str | Path, resamples: int = 2000, seed: int = 0) -> Record:
-    """Two finished evaluations on the same positions: differences a − b with paired 95 % intervals.
-
-    Args:
-        run_a: folder of an evaluation.
-        run_b: folder of the one it is held against.
-        resamples: bootstrap draws of whole documents.
-        seed: of these draws.
-
-    Returns:
-        ``folder``, ``model`` and ``perplexity`` of both sides, and ``rows``: see `differences`.
-
-    Raises:
-        ForethinkError: a folder holds no finished evaluation, or they stand on different positions.
-    """
-    (ours, a), (theirs, b) = _finished(Path(run_a)), _finished(Path(run_b))
-    keys = [[[p[key] for key in _SAME] for p in side] for side in (a, b)]
-    if ours["thresholds"] != theirs["thresholds"] or keys[0] != keys[1]:
-        shared = len({p["problem"] for p in a} & {p["problem"] for p in b})
-        raise ForethinkError(
-            f"{run_b}: evaluated on other positions or splits than {run_a} ({shared} of {len(a)} shared); "
-            "evaluate both with the same problems, seed, eval.base, eval.positions and eval.thresholds."
-        )
-    return {
-        "folder": str(run_b),
-        "models": {"ours": ours["model"], "theirs": theirs["model"]},
-        "perplexity": {"ours": ours["perplexity"], "theirs": theirs["perplexity"]},
-        "rows": differences(a, b, ours["thresholds"], resamples, seed),
-    }
-
-
 def _percent(value: float | None, interval: Sequence[float] | None = None, sign: str = "") -> str:
     if value is None:
         return "–"
@@ -249,7 +135,7 @@ def _percent(value: float | None, interval: Sequence[float] | None = None, sign:
 
 
 def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['split']} (> {_nats(row['above'])})" if row["kind"] == "nested" and "above" in row else row["split"]
+    return f"{row['split']} (> {nats(row['above'])})" if row["kind"] == "nested" and "above" in row else row["split"]
 
 
 def show(result: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from forethink import __version__
 from forethink.report.documents import gather
+from forethink.report.findings import Evaluated, pairs, patterns, scaling
 from forethink.report.samples import Record, read_source
 from forethink.rundir import read_jsonl
 from forethink.types import ForethinkError
@@ -134,7 +135,7 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
 
     Returns:
         ``runs`` (labels), ``stages``, ``evaluations``, ``training`` (curves a stage), ``sources`` (sets of
-        completions), ``documents``, ``notes``.
+        completions), ``documents``, ``pairs``, ``scaling`` and ``patterns`` (see `findings`), ``notes``.
 
     Raises:
         ForethinkError: a folder that is no run, or a file in it that cannot be read.
@@ -144,6 +145,7 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
     scored: list[Path] = []
     files: list[Path] = []
     sources = []
+    evaluated = []
     for run, label in zip(runs, labels, strict=True):
         stages = _stages(run, label)
         evaluations = []
@@ -153,7 +155,9 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
             if stage["stage"] in ("eval", "train") and (folder / "samples.jsonl").exists():
                 sources.append(read_source(title, stage["stage"], folder))
             one = _evaluation(folder, stage)
-            evaluations += [] if one is None else [{**one, "title": title}]
+            if one is not None:
+                evaluations.append({**one, "title": title})
+                evaluated.append(Evaluated(title, folder, run, label))
             drawn = None if stage["stage"] in ("score", "eval") else curves(folder)
             if drawn is not None:
                 data["training"].append({"run": label, "title": title, "stage": stage["stage"], **drawn})
@@ -163,6 +167,7 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
         files += _problem_files(_folders(run, stages, "problems"), evaluations)
     data["sources"] = [{"label": source.label, "kind": source.kind} for source in sources]
     data["documents"], data["notes"] = gather(scored, files, sources, budget)
+    data["pairs"], data["scaling"], data["patterns"] = pairs(evaluated), scaling(evaluated), patterns(sources)
     data["notes"] += [
         f"{one['title']}: a point of its curves stands for {one['every']} steps." for one in data["training"]
         if one["every"] > 1

@@ -1,4 +1,4 @@
-"""The report as one HTML file, and its figures as Markdown.
+"""The report as one HTML file.
 
 What a model wrote may hold anything, so none of it is ever markup: it travels as JSON inside a script element of a
 type that no browser runs, with ``<``, ``>``, ``&`` and everything beyond ASCII escaped, and the page's script puts it
@@ -15,7 +15,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -59,7 +59,7 @@ def _source(text: str) -> str:
 
 def render(data: Record) -> str:
     """The page of what :func:`~forethink.report.collect.collect` found; the same data give the same page."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = _asset("report.css"), _asset("report.js") + _asset("figures.js")
     policy = (
         f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; "
         "base-uri 'none'; form-action 'none'"
@@ -72,78 +72,3 @@ def render(data: Record) -> str:
         "data": embed(data),
     }
     return _PLACE.sub(lambda found: parts[found[1]], _asset("report.html"))
-
-
-def _cell(value: Any) -> str:
-    """A value inside a Markdown table or list: nothing in it is markup."""
-    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", html.escape(visible(str(value)), quote=False))
-
-
-def percent(share: Mapping[str, Any] | None) -> str:
-    """A share with its interval, in per cent."""
-    if not share or share.get("value") is None:
-        return "–"
-    bounds = share.get("wilson") or share.get("bootstrap")
-    text = f"{100 * share['value']:.1f}"
-    return text if bounds is None else f"{text} ({100 * bounds[0]:.1f} … {100 * bounds[1]:.1f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *[[_cell(value) for value in row] for row in rows]]
-    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
-def _accuracy(evaluations: Sequence[Record]) -> list[str]:
-    lines = ["## Next-token accuracy", "", "In per cent, with 95 % intervals; n positions.", ""]
-    for kind, title in (("nested", "Nested splits"), ("disjoint", "Disjoint splits")):
-        names = dict.fromkeys(row["split"] for one in evaluations for row in one["rows"] if row["kind"] == kind)
-        rows = [
-            (row["split"], one["title"], row["positions"], percent(row["plain"]), percent(row["reasoning"]),
-             percent(row["box"]))
-            for name in names
-            for one in evaluations for row in one["rows"] if row["split"] == name and row["kind"] == kind
-        ]  # fmt: skip
-        lines += [f"### {title}", ""]
-        lines += _table(("split", "evaluation", "n", "plain", "reasoning", "box"), rows)
-    return lines
-
-
-def _training(training: Sequence[Record]) -> list[str]:
-    lines = ["## Training", "", "Mean over the first and over the last quarter of the steps.", ""]
-    names = ("reward", "accuracy", "groups/degenerate", "thought_characters", "entropy", "loss")
-    for one in training:
-        rows = []
-        for name in names:
-            values = [value for value in one["columns"].get(name, ()) if value is not None]
-            size = max(1, len(values) // 4)
-            if values:
-                rows.append((name, f"{sum(values[:size]) / size:.3g}", f"{sum(values[-size:]) / size:.3g}"))
-        for name in ("tokens/generated", "tokens/update", "flops/total", "flops", "seconds"):
-            values = [value for value in one["columns"].get(name, ()) if value is not None]
-            if values:
-                rows.append((f"{name}, in all", "", f"{values[-1]:.4g}"))
-        lines += [f"### {_cell(one['title'])}, {one['steps'][-1]} steps", ""]
-        lines += _table(("figure", "first quarter", "last quarter"), rows)
-    return lines
-
-
-def markdown(data: Record) -> str:
-    """The tables of a report, its warnings and versions as Markdown."""
-    lines = [f"# {', '.join(map(_cell, data['runs']))}", ""]
-    if data["evaluations"]:
-        lines += _accuracy(data["evaluations"])
-    if data["training"]:
-        lines += _training(data["training"])
-    warnings = [
-        f"- {_cell(stage['run'])}/{_cell(stage['name'])}: {_cell(text)}"
-        for stage in data["stages"]
-        for text in stage["warnings"] or ()
-    ]
-    lines += ["## Warnings", "", *(warnings or ["None was raised."]), "", "## Stages", ""]
-    rows = [
-        (f"{s['run']}/{s['name']}", s["status"], s["created"], f"{s['seconds'] or 0:,.0f}", str(s["git"] or "–")[:12],
-         ", ".join(f"{name} {version}" for name, version in (s["versions"] or {}).items()))
-        for s in data["stages"]
-    ]  # fmt: skip
-    lines += _table(("stage", "status", "started", "seconds", "git", "versions"), rows)
-    return "\n".join(lines)

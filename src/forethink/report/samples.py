@@ -117,8 +117,11 @@ def completion(record: Mapping[str, Any], limit: int = TEXTS[0]) -> Record:
 
 def plain(record: Mapping[str, Any]) -> Record:
     """A line of ``positions.jsonl`` as the page reads it."""
-    return {
+    made = {
         "right": bool(record["plain"]),
         "argmax": as_text(_bytes(record["argmax"])),
         "logprob": rounded(record.get("logprob")),
     }
+    if record.get("top"):  # evaluations of before 0.1.0 have none
+        made["top"] = [[as_text(_bytes(token)), rounded(share, 4)] for token, share in record["top"]]
+    return made

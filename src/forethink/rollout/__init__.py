@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from forethink.flops import Flops
+
 Stop = Callable[[bytes], bool]
 
 
@@ -18,6 +20,7 @@ class Engine(Protocol):
     """Something that continues prompts in groups.
 
     A completion's randomness depends on (seed, problem, sample number) alone, never on what else is in the batch.
+    An engine that counts its floating-point operations has an attribute ``flops``, all it did so far.
     """
 
     @property
@@ -115,6 +118,25 @@ def make_engine(
                 "rollout.engine=scripted: its answers are in no configuration; make a ScriptedEngine in Python, or "
                 "choose transformers or vllm."
             )
+
+
+def generate_counted(
+    engine: Engine, cost: Flops, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int
+) -> tuple[list[list[types.Completion]], int]:
+    """Sample, and say what it took: the engine's own count (an attribute ``flops``), else `Flops.decode`'s estimate.
+
+    Args:
+        cost: of the policy.
+
+    Returns:
+        What `Engine.generate` returns, and floating-point operations.
+    """
+    before = getattr(engine, "flops", None)
+    sampled = engine.generate(prompts, problems, seed)
+    if before is not None:
+        return sampled, engine.flops - before  # type: ignore[attr-defined]
+    lengths = [[len(completion.token_ids) for completion in group] for group in sampled]
+    return sampled, cost.decode([len(prompt) for prompt in prompts], lengths)
 
 
 def check_version(completions: Iterable[types.Completion], version: int) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from forethink.flops import Flops
 from forethink.packing import attention_mask, pack
 from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts, UnsupportedAttention
 
@@ -25,6 +26,7 @@ class Decoder(Protocol):
     """What the engine asks of a way to decode."""
 
     groups: int | None  # groups it can hold at once; None: any number
+    flops: int  # operations done so far
 
     def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
         """Logits [N, V] that follow each of the N new prompts."""
@@ -68,7 +70,7 @@ class GroupDecoder:
     groups: int | None = None
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+        self.model, self.flops, self._cost = model, 0, Flops.of(model)
         self.cache = GroupCache(model.device, layer_windows(model))
 
     def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
@@ -99,6 +101,7 @@ class GroupDecoder:
             ).logits[0]
             if not cache.pairs:
                 raise UnsupportedAttention("it does not use the cache it is given")
+            self.flops += self._cost.forward(len(tree.ids_t), len(tree.ids_t) ** 2, len(logits))
             logits = logits if len(logits) == len(ends) else logits[ends]  # where it knows no logits_to_keep
             for member, path, logits_v in zip(tree.members, paths, logits, strict=True):
                 last[member] = logits_v
@@ -112,6 +115,9 @@ class GroupDecoder:
             logits: Tensor = self.model(
                 input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
             ).logits[:, -1]
+        # Every row meets its own tokens, and every group's widest number of rows the longest prompt.
+        pairs = len(tokens) * self.cache.used + len(self.cache.lengths) * self.cache.widest * max(self.cache.lengths)
+        self.flops += self._cost.forward(len(tokens), pairs, len(tokens))
         self.cache.end()
         return logits
 
@@ -122,7 +128,7 @@ class PlainDecoder:
     groups: int | None = 1
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+        self.model, self.flops, self._cost = model, 0, Flops.of(model)
         self.cache: Any = None
         self.position = 0
 
@@ -136,6 +142,7 @@ class PlainDecoder:
         output = self.model(input_ids=torch.tensor([list(prompt)], device=self.model.device), use_cache=True)
         self.cache, self.position = output.past_key_values, len(prompt)
         self.cache.batch_repeat_interleave(group)
+        self.flops += self._cost.forward(len(prompt), len(prompt) ** 2, output.logits.shape[1])
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -145,6 +152,7 @@ class PlainDecoder:
             input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
         )
         self.position += 1
+        self.flops += self._cost.forward(len(tokens), len(tokens) * self.position, len(tokens))
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -127,6 +127,7 @@ class TransformersEngine:
         self.share_prompts = share_prompts
         self._ending = Ending(token_bytes(tokenizer), stop_ids(tokenizer, model), stop, max_tokens, fixed_length)
         self._checked = False
+        self.flops = 0  # operations done so far, counted from what was multiplied; checks apart
         self._own: PreTrainedModel | None = None
         self.load(model, version)
 
@@ -207,6 +208,7 @@ class TransformersEngine:
                     tokens = torch.cat([tokens, self._advance(fresh, logits.repeat_interleave(self.group, 0))])
             while live and not self._due(live, bool(waiting)):
                 tokens = self._advance(live, decoder.step(tokens))
+        self.flops += decoder.flops
         return [[row.completion(problems[row.prompt], self._version) for row in rows] for rows in finished]
 
     def _admit(self, live: int, waiting: list[int], most: int | None) -> list[int]:

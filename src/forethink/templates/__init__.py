@@ -30,7 +30,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forethink.config import load_function
+from forethink.functions import load_function
 from forethink.templates.box import box_closed, box_opens, expressible, inexpressible, read, write
 from forethink.templates.designs import DESIGNS
 from forethink.types import ForethinkError, Problem, first_line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from forethink.types import ForethinkError
 
+SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
 _COMPLETE = "complete"  # written last: a folder without it was being written when the run was killed
 
 
@@ -64,15 +66,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 class Keep(TrainerCallback):
-    """Writes the model to ``<folder>/checkpoint-<step>`` every so many steps, the last one apart (it is ``model``).
+    """Writes the model to ``<folder>/checkpoint-<step>`` after every step that is due, the last one apart (``model``).
 
     What training resumes from is elsewhere and is thinned out; these are whole models to evaluate, for a scaling law.
+
+    Args:
+        due: asked after every step with its number.
     """
 
-    def __init__(self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, every: int) -> None:
-        self.trainer, self.tokenizer, self.folder, self.every = trainer, tokenizer, folder, every
+    def __init__(
+        self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, due: Callable[[int], bool]
+    ) -> None:
+        self.trainer, self.tokenizer, self.folder, self.due = trainer, tokenizer, folder, due
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+        if self.due(state.global_step) and state.global_step < state.max_steps:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             save_model(model, self.tokenizer, self.folder / f"checkpoint-{state.global_step}")

@@ -34,14 +34,12 @@ from trl import GRPOTrainer
 
 from forethink.flops import Flops
 from forethink.rewards import outcome
-from forethink.rollout import Engine, check_version
+from forethink.rollout import Engine, check_version, generate_counted
 from forethink.rundir import write_atomic
-from forethink.training.checkpoints import mark_complete
+from forethink.training.checkpoints import SPENT, mark_complete
 from forethink.training.forward import Packer, inference_weights, install, packed
 from forethink.training.groups import Group, Scored, advantages, collate, figures, idle_group, pooled
 from forethink.types import Answer, Completion, ForethinkError, Problem
-
-SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
 
 Score = Callable[[Problem, list[int], list[Completion], list[Answer]], Scored]
 
@@ -132,7 +130,10 @@ class ReinforcementTrainer(GRPOTrainer):
             return []
         prompts = [self.render(problem) for problem in problems]
         seed = (self.args.seed << 32) + step  # other random numbers when a problem comes again
-        sampled = self.engine.generate(prompts, [problem.id for problem in problems], seed)
+        ids = [problem.id for problem in problems]
+        sampled, flops = generate_counted(self.engine, self._cost, prompts, ids, seed)
+        self.spent["flops/rollout"] += flops
+        self.spent["tokens/generated"] += sum(len(c.token_ids) for completions in sampled for c in completions)
         groups = []
         with self.accelerator.autocast(), torch.no_grad():
             for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
@@ -144,9 +145,6 @@ class ReinforcementTrainer(GRPOTrainer):
                     Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
                 )
                 self.spent["flops/scores"] += flops
-        lengths = [[len(c.token_ids) for c in completions] for completions in sampled]
-        self.spent["tokens/generated"] += sum(map(sum, lengths))
-        self.spent["flops/rollout"] += self._cost.decode([len(p) for p in prompts], lengths)
         return groups
 
     def _micro_batches(self, kept: list[Group], wanted: list[Problem]) -> list[dict[str, Any] | None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from forethink.flops import Flops
 from forethink.head import head_logits
 from forethink.packing import body_states, pack
 from forethink.rewards import degenerate, outcome
-from forethink.rollout import Engine
+from forethink.rollout import Engine, generate_counted
 from forethink.templates import Template, read
 from forethink.types import Answer, Outcome, Problem, Status
 
@@ -26,17 +28,20 @@ class Candidates:
 
 @torch.no_grad()
 def candidates(
-    model: PreTrainedModel, contexts: Sequence[Sequence[int]], k: int, max_tokens: int = 4096
+    model: PreTrainedModel, contexts: Sequence[Sequence[int]], k: int, spent: Counter[str], max_tokens: int = 4096
 ) -> list[Candidates]:
     """The k most probable next tokens after each bare context (token ids, any BOS included), without a thought.
 
-    Contexts that are prefixes of one document share one forward pass.
+    Contexts that are prefixes of one document share one forward pass. The operations are added to ``spent`` as
+    ``flops/candidates``.
     """
+    cost = Flops.of(model)
     found: list[Candidates] = [Candidates((), ())] * len(contexts)
     # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
     for tree in pack([[*context, 0] for context in contexts], [len(c) for c in contexts], max_tokens):
         one = tree.to(model.device)
         logits = head_logits(model, body_states(model, one)[one.sources])
+        spent["flops/candidates"] += cost.forward(len(one.ids_t), len(one.ids_t) ** 2, len(logits))
         top = logits.softmax(-1).topk(k, -1)
         for row, member in enumerate(one.members):
             found[member] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))
@@ -74,15 +79,21 @@ def probe(
     problems: Sequence[Problem],
     own: Sequence[bytes],
     seed: int,
+    cost: Flops,
+    spent: Counter[str],
 ) -> tuple[Probe, list[list[Answer]]]:
     """Sample a group at every position and count.
 
     Args:
         own: bytes of the policy's plain arg-max at each position, before training.
+        cost: of the policy.
+        spent: gains ``flops/rollout`` and ``tokens/generated``.
     """
     prompts = [template.render(problem, tokenizer) for problem in problems]
     opened = template.opens_thought(tokenizer)
-    groups = engine.generate(prompts, [problem.id for problem in problems], seed)
+    groups, flops = generate_counted(engine, cost, prompts, [problem.id for problem in problems], seed)
+    spent["flops/rollout"] += flops
+    spent["tokens/generated"] += sum(len(completion.token_ids) for group in groups for completion in group)
     answers = [
         [read(c.text, finish=c.finish, thought_open=opened, tokens=len(c.token_ids)) for c in group]
         for group in groups

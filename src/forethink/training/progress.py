@@ -29,7 +29,7 @@ class Progress(TrainerCallback):
         self.run, self.alarm = run, alarm
         self._degenerate: deque[float] = deque(maxlen=WINDOW)
         self._first_length: float | None = None
-        self._bar: Any = None
+        self._bar = Bar()
         self._printed = 0.0
         if run is not None:
             for record in read_jsonl(run.path / "metrics.jsonl"):  # a resumed run goes on watching
@@ -75,21 +75,33 @@ class Progress(TrainerCallback):
             f"thought {record['thought_characters']:.0f}  {record['step_seconds']:.1f} s"
         )
         if sys.stderr.isatty():
-            self._draw(record["step"], steps, line)
+            self._bar.draw(record["step"] / steps, f"{record['step']}/{steps}  {line}")
         elif record["step"] in (1, steps) or time.monotonic() - self._printed >= LINE_EVERY:
             self._printed = time.monotonic()
             print(f"step {record['step']}/{steps}  {line}", file=sys.stderr, flush=True)
 
-    def _draw(self, step: int, steps: int, line: str) -> None:
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._bar.close()
+
+
+class Bar:
+    """A bar on a terminal's stderr, with a line beside it."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def draw(self, share: float, line: str) -> None:
+        """Show how much is done, from 0 to 1, and the line."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         if self._bar is None:
-            columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (BarColumn(20), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=Console(stderr=True))
             self._bar.start()
-            self._bar.add_task("", total=steps)
-        self._bar.update(self._bar.task_ids[0], completed=step, description=line)
+            self._bar.add_task("", total=1.0)
+        self._bar.update(self._bar.task_ids[0], completed=share, description=line)
 
     def close(self) -> None:
         """Give the terminal back."""

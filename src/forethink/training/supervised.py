@@ -6,10 +6,12 @@ the sequences of a micro-batch are run as prefix trees, so examples that share a
 
 from __future__ import annotations
 
+import json
+import math
 import os
-import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +30,9 @@ from transformers import (
 )
 
 from forethink.flops import Flops
-from forethink.rundir import RunDir, read_jsonl
-from forethink.training.checkpoints import mark_complete, newest_checkpoint, save_model, with_lora
+from forethink.rundir import RunDir, write_atomic
+from forethink.spent import totals
+from forethink.training.checkpoints import SPENT, mark_complete, newest_checkpoint, save_model, with_lora
 from forethink.training.forward import Packer, base_of, install, packed
 from forethink.types import ForethinkError
 
@@ -59,17 +62,21 @@ class SupervisedTrainer(Trainer):
     """transformers' Trainer over `Examples`, in their given order, with shared prefixes.
 
     The loss is the mean negative log-likelihood over all learnt tokens of an optimiser step, whatever its split into
-    micro-batches. ``flops`` counts the operations done so far.
+    micro-batches. A gradient that is no number stops training before the optimiser sees it.
+
+    Args:
+        spent: where tokens, FLOPs and seconds are counted, cumulative; a new counter where absent.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, spent: Counter[str] | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", list)
         super().__init__(*args, **kwargs)
         base = base_of(cast(torch.nn.Module, self.model))
         install(base)
         self.packer = Packer(base)
-        self.flops = 0
-        self._cost = Flops.of(base)
+        self.spent: Counter[str] = Counter() if spent is None else spent
+        self.cost = Flops.of(base)
+        self._started: float | None = None
         # The loss below is already a mean over the whole step's tokens; the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
 
@@ -95,10 +102,59 @@ class SupervisedTrainer(Trainer):
         packs = self.packer(sequences, [example.start for example in inputs])
         logprobs, _ = packed(model, packs, len(sequences))
         for one in packs:
-            self.flops += self._cost.train(len(one.ids_t), len(one.ids_t) ** 2, len(one.targets))
+            self.spent["tokens/update"] += len(one.ids_t)
+            self.spent["flops/update"] += self.cost.train(len(one.ids_t), len(one.ids_t) ** 2, len(one.targets))
         total = -torch.cat(logprobs).sum()
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in logprobs)
         return total * self.accelerator.num_processes / count  # DDP averages over processes; this is a sum
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float | None:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            raise ForethinkError(
+                f"{Path(str(self.args.output_dir)).parent}: the gradient is not a number at step "
+                f"{self.state.global_step + 1}; lower the learning rate and start again in another folder."
+            )
+        return cast("float | None", norm)
+
+    def tick(self) -> float:
+        """Seconds of training so far, those before a resume included; also kept in ``spent``."""
+        if self._started is not None:
+            now = time.monotonic()
+            self.spent["seconds"] += now - self._started  # type: ignore[assignment]
+            self._started = now
+        return self.spent["seconds"]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's train, between the start and the stop of the clock."""
+        self._started = time.monotonic()
+        output = super().train(*args, **kwargs)
+        self.tick()
+        self._started = None
+        return output
+
+
+def train_to_end(trainer: SupervisedTrainer, log: Log, tokenizer: PreTrainedTokenizerBase, run: RunDir) -> int:
+    """Train, from the newest complete checkpoint where there is one, and write ``<run>/model``.
+
+    Remove ``<run>/checkpoints`` when the run is marked as done, not before.
+
+    Returns:
+        The number of steps.
+    """
+    trainer.add_callback(log)
+    # The Trainer prints its logs as dictionaries; the run folder and one readable line a log take their place.
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = newest_checkpoint(run.path / "checkpoints")
+    done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+    run.truncate("metrics", lambda record: record["step"] <= done)
+    if checkpoint is not None:
+        trainer.spent.clear()
+        trainer.spent.update(json.loads((checkpoint / SPENT).read_text(encoding="utf-8")))
+        print(f"resuming from step {done}", flush=True)
+    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.path / "model")
+    return int(output.global_step)
 
 
 def supervise(
@@ -114,18 +170,20 @@ def supervise(
     lora_rank: int = 0,
     save_every: int = 50,
     stop: Callable[[int, float], bool] | None = None,
+    spent: Counter[str] | None = None,
 ) -> dict[str, Any]:
-    """Train on the examples once and write ``<run>/model``; resumes from the newest complete checkpoint.
+    """Train on the examples once and write ``<run>/model``; see `train_to_end`.
 
     Args:
         model: fp32 master weights, changed in place.
         examples: in training order; neighbours share prefixes.
         batch: examples an optimiser step, over all processes.
         micro_batch: examples a backward pass.
-        stop: asked after every step with the step and the loop's start (`time.monotonic`); True ends training.
+        stop: asked after every step with the step and the seconds trained so far; True ends training.
+        spent: what was spent before, to which this adds; a resumed run replaces it by what its checkpoint says.
 
     Returns:
-        Steps, examples, learnt tokens' loss at the end, FLOPs and seconds.
+        Steps, examples, and learnt tokens' loss at the end.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = max(1, batch // (micro_batch * processes))
@@ -142,6 +200,7 @@ def supervise(
         bf16=_bf16_pays(model),
         use_cpu=model.device.type == "cpu",
         seed=seed,
+        logging_nan_inf_filter=False,
         logging_steps=min(5, steps),  # a short run logs its last step too
         save_strategy="steps",
         save_steps=save_every,
@@ -152,66 +211,43 @@ def supervise(
         dataloader_drop_last=True,
     )
     trained = with_lora(model, lora_rank) if lora_rank else model
-    trainer = SupervisedTrainer(model=trained, args=arguments, train_dataset=Examples(examples))
-    callback = _Log(run, trainer, stop)
-    trainer.add_callback(callback)
-    # The Trainer prints its logs as dictionaries; the run folder and one readable line a log take their place.
-    trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_checkpoint(run.path / "checkpoints")
-    if checkpoint is not None:
-        done = int(checkpoint.name.rsplit("-", 1)[1])
-        run.truncate("metrics", lambda record: record["step"] <= done)
-        callback.restore()
-        print(f"resuming from step {done}", flush=True)
-    started = time.monotonic()
-    output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.path / "model")
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-    return {
-        "steps": output.global_step,
-        "examples": output.global_step * micro_batch * accumulation * processes,
-        "loss": callback.loss,
-        "flops": callback.flops_before + trainer.flops,
-        "seconds": round(callback.seconds_before + time.monotonic() - started, 1),
-    }
+    trainer = SupervisedTrainer(model=trained, args=arguments, train_dataset=Examples(examples), spent=spent)
+    log = Log(run, trainer, stop)
+    done = train_to_end(trainer, log, tokenizer, run)
+    return {"steps": done, "examples": done * micro_batch * accumulation * processes, "loss": log.loss}
 
 
-class _Log(TrainerCallback):
-    """metrics.jsonl, one line in the terminal a log, checkpoints marked complete, and the caller's stop."""
+class Log(TrainerCallback):
+    """metrics.jsonl, one line in the terminal a log, whole checkpoints, and the caller's stop."""
 
-    def __init__(self, run: RunDir, trainer: SupervisedTrainer, stop: Callable[[int, float], bool] | None) -> None:
+    def __init__(
+        self, run: RunDir, trainer: SupervisedTrainer, stop: Callable[[int, float], bool] | None = None
+    ) -> None:
         self.run, self.trainer, self.stop = run, trainer, stop
-        self.started = time.monotonic()
         self.loss = float("nan")
-        self.flops_before = 0
-        self.seconds_before = 0.0
-
-    def restore(self) -> None:
-        """Take up the counters where the kept part of metrics.jsonl leaves them."""
-        for record in read_jsonl(self.run.path / "metrics.jsonl"):
-            self.flops_before = record.get("flops", self.flops_before)
-            self.seconds_before = record.get("seconds", self.seconds_before)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         self.loss = logs["loss"]
-        if self.loss != self.loss:
-            raise ForethinkError(
-                f"{self.run.path}: the loss is not a number at step {state.global_step}; lower the learning rate and "
-                "start again in another folder."
-            )
-        seconds = round(self.seconds_before + time.monotonic() - self.started, 1)
-        flops = self.flops_before + self.trainer.flops
-        record = {"step": state.global_step, "seconds": seconds, "flops": flops, **logs}
+        self.trainer.tick()
+        record = {"step": state.global_step, **totals(self.trainer.spent), **logs}
+        record["seconds"] = round(record["seconds"], 3)
+        record.pop("epoch", None)
         self.run.append("metrics", [record])
-        print(f"step {state.global_step}/{state.max_steps}: loss {self.loss:.3f}, {seconds:.0f} s", flush=True)
+        self.show(record, state.max_steps)
+
+    def show(self, record: dict[str, Any], steps: int) -> None:
+        """A line in the terminal."""
+        print(f"step {record['step']}/{steps}: loss {self.loss:.3f}, {record['seconds']:.0f} s", flush=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_atomic(folder / SPENT, json.dumps(self.trainer.spent) + "\n")
+        mark_complete(folder)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.stop is not None and self.stop(state.global_step, self.started - self.seconds_before):
+        if self.stop is not None and self.stop(state.global_step, self.trainer.tick()):
             control.should_training_stop = True
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_file
 from forethink.types import Answer, Completion, ForethinkError, Problem
@@ -56,7 +57,7 @@ class _Stage:
 
         self.config, self.path = config, path
         self.main = int(os.environ.get("RANK", "0")) == 0
-        self.problems_folder = Path(config.run) / "problems"
+        self.problems_folder = stage_folder(config, "problems")
         self.checkpoints = self.path / "checkpoints"
         file = self.problems_folder / "train.parquet"
         if not file.is_file():
@@ -78,7 +79,7 @@ class _Stage:
 
     def _start(self) -> tuple[str, str | None]:
         """The weights training starts from: a model, and an adapter to merge into it."""
-        warm = Path(self.config.run) / "warmup" / "model"
+        warm = stage_folder(self.config, "warmup") / "model"
         start = self.config.train.start or (str(warm) if warm.is_dir() else None)
         if start is None:
             return self.config.model.name, self.config.model.adapter
@@ -178,8 +179,7 @@ class _Stage:
             self.run.append("samples", lines)
 
     def _train_and_save(self, trainer: ReinforcementTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-        from forethink.training.checkpoints import Keep, newest_checkpoint, save_model
-        from forethink.training.grpo import SPENT
+        from forethink.training.checkpoints import SPENT, Keep, newest_checkpoint, save_model
         from forethink.training.progress import Progress
 
         if self.main:
@@ -196,8 +196,9 @@ class _Stage:
                 print(f"resuming from step {done}", file=sys.stderr, flush=True)
         progress = Progress(self.run, self.config.train.degenerate_alarm)
         trainer.add_callback(progress)
-        if self.config.train.keep_every is not None and self.main:
-            trainer.add_callback(Keep(trainer, tokenizer, self.path, self.config.train.keep_every))
+        every = self.config.train.keep_every
+        if every is not None and self.main:
+            trainer.add_callback(Keep(trainer, tokenizer, self.path, lambda step: step % every == 0))
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:

@@ -8,16 +8,19 @@ with its own arg-max and the share of groups with a signal level off on held-out
 from __future__ import annotations
 
 import random
+import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from forethink.config import Config
+from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, hash_inputs
+from forethink.spent import totals
 from forethink.types import ForethinkError, Problem
 
 PATIENCE = 4  # probes without a better figure before training is taken to have levelled off
@@ -44,7 +47,7 @@ def run_warmup(config: Config) -> Path:
     Raises:
         ForethinkError: there are no problems, or they were made with another tokenizer.
     """
-    folder = Path(config.run) / "problems"
+    folder = stage_folder(config, "problems")
     source = folder / "train.parquet"
     if not source.exists():
         raise ForethinkError(f"{folder}: holds no training problems; run `forethink problems` first.")
@@ -63,6 +66,7 @@ class _Stage:
     def __init__(self, config: Config, run: RunDir, folder: Path) -> None:
         import torch
 
+        from forethink.flops import Flops
         from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, token_bytes
         from forethink.rollout import make_engine
         from forethink.templates import load_template
@@ -102,13 +106,16 @@ class _Stage:
         self.probed = rng.sample(held_out or self.problems, count)
         taken = {problem.id for problem in self.probed}
         self.problems = [problem for problem in self.problems if problem.id not in taken]
+        self.cost = Flops.of(self.twin)
+        self.spent: Counter[str] = Counter()  # probes and candidates included; seconds are the training loop's
+        self.began = time.monotonic()
         self.own = [self.table[c.ids[0]] for c in self._candidates(self.probed, 1)]
 
     def _candidates(self, problems: Sequence[Problem], k: int) -> list[Any]:
         """The untrained policy's own next tokens: asked before the engine's first new weights."""
         from forethink.training.probe import candidates
 
-        return candidates(self.twin, [[*self.bos, *p.context_ids] for p in problems], k)
+        return candidates(self.twin, [[*self.bos, *p.context_ids] for p in problems], k, self.spent)
 
     def probe(self, step: int) -> Any:
         """Load the present weights into the engine, sample, count, log."""
@@ -116,7 +123,9 @@ class _Stage:
         from forethink.training.probe import probe
 
         self.engine.load(inference_weights(self.model), step)
-        found, _ = probe(self.engine, self.template, self.tokenizer, self.probed, self.own, self.config.seed)
+        found, _ = probe(
+            self.engine, self.template, self.tokenizer, self.probed, self.own, self.config.seed, self.cost, self.spent
+        )
         self.run.append("metrics", [{"step": step, **found.record()}])
         print(f"warm start, step {step}: {found.line()}", flush=True)
         return found
@@ -126,11 +135,22 @@ class _Stage:
         before = self.probe(0)
         if before.box >= self.settings.skip_box_rate:
             print(f"warm start skipped: the policy boxes {before.box:.0%} of its replies already")
-            self.run.finish({"skipped": True, "before": before.record()})
+            self._finish({"skipped": True, "before": before.record()}, time.monotonic() - self.began)
             return
-        trained = self.train()
+        examples = self.examples()
+        prepared = time.monotonic() - self.began
+        trained = self.train(examples)
+        looked = time.monotonic()
         after = self.probe(trained["steps"])
-        self.run.finish({"skipped": False, "before": before.record(), "after": after.record(), **trained})
+        prepared += time.monotonic() - looked
+        self._finish({"skipped": False, "before": before.record(), "after": after.record(), **trained}, prepared)
+
+    def _finish(self, result: dict[str, Any], outside: float) -> None:
+        """Close the run, with everything it took: `outside` are the seconds before and after the training loop."""
+        self.spent["seconds"] += outside  # type: ignore[assignment]
+        spent = totals(self.spent)
+        self.run.finish(result | self.spent | spent | {"seconds": round(spent["seconds"], 1)})
+        shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)  # of no use beside the final weights
 
     def examples(self) -> list[Any]:
         """All examples in training order. Each document's contexts share one pass for their candidates."""
@@ -156,15 +176,14 @@ class _Stage:
                 made.append(Example((*prompt, *reply, *end), len(prompt)))
         return made
 
-    def train(self) -> dict[str, Any]:
+    def train(self, examples: list[Any]) -> dict[str, Any]:
         """Supervised training to the end of the examples, the minutes, or until the probes level off."""
         from forethink.training.supervised import supervise
 
-        examples = self.examples()
         best: list[float] = []
 
-        def look(step: int, started: float) -> bool:
-            if self.settings.minutes is not None and time.monotonic() - started > 60 * self.settings.minutes:
+        def look(step: int, seconds: float) -> bool:
+            if self.settings.minutes is not None and seconds > 60 * self.settings.minutes:
                 print(f"warm start: stopped after {self.settings.minutes:g} minutes", flush=True)
                 return True
             if step % self.settings.probe_every:
@@ -180,5 +199,5 @@ class _Stage:
             self.model, self.tokenizer, examples, self.run,
             learning_rate=self.settings.learning_rate, batch=self.settings.batch,
             micro_batch=self.settings.micro_batch, seed=self.config.seed, lora_rank=self.settings.lora_rank,
-            stop=look,
+            stop=look, spent=self.spent,
         )  # fmt: skip

@@ -1,0 +1,139 @@
+"""Every recipe of a family from one start: three real steps each, the same positions, one table."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from forethink.config import load_config
+from forethink.functions import load_function
+from forethink.models import fingerprint, load_tokenizer
+from forethink.records import problems_metadata, read_problems
+from forethink.rundir import RunDir, read_jsonl
+from forethink.stages import problems, score
+from forethink.templates import load_template
+from forethink.training.supervised import Example, supervise
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+FOLDERS = ("family", "family_wikitext")
+SMALL = [
+    "corpus.field=['text']", "corpus.min_bytes=1", "corpus.text_split=none", "model.dtype=float32",
+    "model.device=cpu", "score.short_context=2", "problems.threshold=0.0", "problems.min_context=4",
+    "problems.per_document=6", "problems.validation=0.3", "rollout.group=4", "rollout.max_tokens=12",
+    "warmup.skip_box_rate=1.0", "warmup.examples=8", "warmup.batch=8", "warmup.micro_batch=8",
+    "warmup.probe_positions=8", "warmup.learning_rate=1e-5", "train.steps=3", "train.problems=4",
+    "train.precision=fp32", "eval.positions=8", "eval.samples=2", "eval.thresholds=[0.0]", "eval.bootstrap=100",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_llama, smollm2_tokenizer) -> Path:
+    """A corpus of two words in random order, and a tiny policy that answers in the form, right about half the time."""
+    folder = tmp_path_factory.mktemp("family")
+    rng = random.Random(0)
+    texts = [f"Story {d}:" + "".join(rng.choice((" red", " blue")) for _ in range(24)) for d in range(12)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tiny_llama.save_pretrained(folder / "untrained")
+    smollm2_tokenizer.save_pretrained(folder / "untrained")
+    own = [f"run={folder / 'teach'}", f"corpus.path={folder / 'corpus.jsonl'}", f"model.name={folder / 'untrained'}"]
+    config = load_config(RECIPES / "family" / "start.toml", [*own, *SMALL])
+    score(config)
+    problems(config)
+    template, examples = load_template("v0"), []
+    known = read_problems(folder / "teach" / "problems")
+    for i in range(320):
+        problem = rng.choice(known)
+        box = r" \boxed{" + rng.choice((" red", " blue")) + "}" if i % 4 else " nothing"
+        reply = smollm2_tokenizer("So" + box, add_special_tokens=False)["input_ids"]
+        prompt = template.render(problem, smollm2_tokenizer)
+        examples.append(Example((*prompt, *reply, smollm2_tokenizer.eos_token_id), len(prompt)))
+    run = RunDir(folder / "taught", "warmup", config, ("warmup",))
+    supervise(
+        copy.deepcopy(tiny_llama), smollm2_tokenizer, examples, run, learning_rate=1e-2, batch=8, micro_batch=8, seed=0
+    )
+    return folder
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def family(request: pytest.FixtureRequest, home: Path) -> tuple[Path, list[Path]]:
+    """A folder of recipes, run whole by its script; where the runs lie, and the members' runs."""
+    place = home / request.param
+    place.mkdir()
+    arguments = [str(RECIPES / request.param), "--corpus", str(home / "corpus.jsonl")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        main = load_function(f"{RECIPES / 'family.py'}:main")
+        policy = f"model.name={home / 'taught' / 'model'}"
+        assert main([*arguments, policy, *SMALL]) == 0
+        stamps = {path: path.stat().st_mtime_ns for path in place.rglob("train/*.jsonl")}
+        assert main([*arguments, policy, *SMALL]) == 0  # finished work is kept
+        assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("train/*.jsonl")} != {}
+    recipes = sorted(path for path in (RECIPES / request.param).glob("*.toml") if path.stem != "start")
+    return place / "runs" / request.param, [place / load_config(recipe).run for recipe in recipes]
+
+
+def test_every_recipe_takes_three_real_steps(family: tuple[Path, list[Path]]) -> None:
+    _, members = family
+    for run in members:
+        lines = list(read_jsonl(run / "train" / "metrics.jsonl"))
+        assert [line["step"] for line in lines] == [1, 2, 3], run
+        assert sum(line["groups/kept"] for line in lines) > 0 and max(line["grad_norm"] for line in lines) > 0, run
+        assert max(line["boxed"] for line in lines) > 0.3 and max(line["reward"] for line in lines) > 0, run
+        assert len(list(read_jsonl(run / "train" / "samples.jsonl"))) == 3 * 4 * 4  # equal budgets
+        assert (run / "train" / "model" / "model.safetensors").is_file()
+
+
+def test_all_stand_on_one_start(family: tuple[Path, list[Path]]) -> None:
+    top, members = family
+    policy = problems_metadata(top / "start" / "problems", "validation")["fingerprint"]
+    assert policy == fingerprint(load_tokenizer(str(top / "start" / "warmup" / "model")))
+    held_out = {problem.document for problem in read_problems(top / "start" / "problems", "validation")}
+    for run in members:
+        own = {path.name for path in run.iterdir()}
+        random_positions = load_config(run / "train" / "config.toml").problems.selector == "random"
+        assert own == {"train", "eval"} | ({"problems"} if random_positions else set())
+        inputs = json.loads((run / "train" / "run.json").read_text())["inputs"]
+        assert any(path.endswith("start/warmup/model/model.safetensors") for path in inputs)
+        source = run if random_positions else top / "start"
+        assert str(source / "problems" / "train.parquet").endswith(next(p for p in inputs if p.endswith(".parquet")))
+        if random_positions:  # other positions, but no document that the others are evaluated on
+            assert held_out.isdisjoint({problem.document for problem in read_problems(run / "problems")})
+
+
+def test_one_table_lays_them_side_by_side(family: tuple[Path, list[Path]]) -> None:
+    top, members = family
+    result = json.loads((top / "compare.json").read_text())
+    rows = {row["label"]: row for row in result["runs"]}
+    assert result["baseline"] == "start" and set(rows) == {"start", "start/before", *(run.name for run in members)}
+    for run in members:
+        row = rows[run.name]
+        config = load_config(run / "train" / "config.toml")
+        assert row["step"] == 3 and row["spent"]["flops"] > 0 and row["notes"] == []
+        assert str(row["selector"]).split()[0] == config.problems.selector
+        assert config.reward.name in row["reward"] and row["template"] == "v0"
+        assert [one["positions"] for one in row["against"]] == [8, 8]
+    if "length_ntp" in rows:
+        assert rows["length_ntp"]["reward"] == "0.9·prefix_match + 0.1·length(48) + 0.1·NTP"
+        assert len(rows) == 10
+    table = (top / "compare.md").read_text()
+    assert all(f"| {label} |" in table for label in ("start", members[-1].name))
+
+
+def test_the_script_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load_function(f"{RECIPES / 'family.py'}:main")
+    assert main([str(tmp_path), "--corpus", "x"]) == 2
+    assert "start.toml: no such recipe" in capsys.readouterr().err
+
+
+def test_evaluations_on_a_corpus_of_their_own_share_its_scores() -> None:
+    plan = load_function(f"{RECIPES / 'family.py'}:plan")
+    commands = plan(RECIPES / "family", "a b.jsonl", "held out.jsonl", ["seed=1"])
+    assert [command[0] for command in commands[:5]] == ["score", "problems", "eval", "warmup", "eval"]
+    assert all("held out.jsonl" in command for command in commands if command[0] == "eval")
+    assert all('corpus.path="a b.jsonl"' in command for command in commands if command[0] == "train")
+    assert all("seed=1" in command for command in commands[:-1])
+    assert sum(command[0] == "train" for command in commands) == 8
