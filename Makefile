@@ -2,6 +2,7 @@
 # make test    the test suite
 # make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
 # make check   linter, formatter and type checker over the whole package
+# make results rewrite the tables of docs/results.md from results/*.json
 # make pictures RUN=runs/demo   the README's pictures, from the report of a finished run
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
@@ -24,7 +25,7 @@ BROWSER := $(VENV)/.browser
 FAMILY ?= recipes/family
 CORPUS ?= $(error name a corpus: make family CORPUS=FILE)
 
-.PHONY: demo family test check pictures clean install
+.PHONY: demo family test check results pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
@@ -39,6 +40,9 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+results:
+	$(PYTHON) results/make.py
 
 pictures: $(READY) $(BROWSER)
 	$(VENV)/bin/python tests/pictures.py $(RUN) docs/images

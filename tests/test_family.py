@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from forethink.config import load_config, load_function
+from forethink.config import load_config
+from forethink.functions import load_function
 from forethink.models import fingerprint, load_tokenizer
 from forethink.records import problems_metadata, read_problems
 from forethink.rundir import RunDir, read_jsonl

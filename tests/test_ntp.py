@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import time
@@ -121,7 +122,7 @@ def test_a_run_ends_at_its_flops_and_tells_what_it_did(home: Path, whole, tiny_l
     for name in ("flops", "tokens", "seconds"):
         assert [line[name] for line in lines] == sorted(line[name] for line in lines)
         assert lines[-1][name] == pytest.approx(found[name], rel=0.2 if name == "seconds" else 0)
-    each = [b["tokens"] - a["tokens"] for a, b in zip(lines, lines[1:], strict=False)]
+    each = [b["tokens"] - a["tokens"] for a, b in itertools.pairwise(lines)]
     assert max(each) <= 48 and min(each) >= 12  # no sliver at the end
     rates = [line["learning_rate"] for line in lines]
     assert rates[0] == pytest.approx(1e-4) and max(rates) > 9e-4 and rates[-1] < 1.5e-4

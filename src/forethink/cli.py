@@ -42,6 +42,7 @@ _FLAGS = {
     "checkpoint": "eval.model", "name": "eval.name", "against": "eval.against",
     "questions": "questions.source", "held_out": "questions.held_out", "question_field": "questions.question",
     "answer_field": "questions.answer", "start": "finetune.start", "tune": "finetune.name",
+    "tasks": "tasks.path", "mode": "tasks.mode", "limit": "tasks.limit",
 }  # fmt: skip
 
 
@@ -68,7 +69,19 @@ def _eval(args: argparse.Namespace) -> None:
     config = _config(args)
     from forethink import stages
 
-    _tell(stages.eval(config, corpus=args.corpus is not None, questions=args.held_out is not None))
+    if args.tasks:
+        _tell(stages.tasks(config))
+    else:
+        _tell(stages.eval(config, corpus=args.corpus is not None, questions=args.held_out is not None))
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        from forethink.dryrun import run_dry
+
+        run_dry(_config(args), args)
+    else:
+        _stage("train")(args)
 
 
 def _rescore(args: argparse.Namespace) -> None:
@@ -134,7 +147,8 @@ COMMANDS: dict[str, _Command] = {
         "Reads <run>/problems and the model of <run>/warmup where there is one, else the policy.\n"
         "Writes <run>/train: checkpoints, the final model, metrics.jsonl, samples.jsonl.",
         "forethink train --run runs/math train.steps=100 train.problems=16",
-        _stage("train"),
+        _train,
+        flags.train_flags,
     ),
     "ntp": _Command(
         "the plain baseline: next-token training on the same documents, to the same budget",
@@ -148,7 +162,8 @@ COMMANDS: dict[str, _Command] = {
         "next-token accuracy, plain and reasoning, on the same positions",
         "Reads the validation split of <run>/problems (or eval.problems), and the policy or a checkpoint of it. With\n"
         "--corpus it first scores that corpus with the policy and takes positions of all its documents, in "
-        "<run>/eval_corpus. With --questions it asks questions instead and checks the answers.\n"
+        "<run>/eval_corpus. With --questions it asks questions instead and checks the answers; with --tasks\n"
+        "multiple-choice questions through lm-evaluation-harness, and writes tasks.json.\n"
         "Writes <run>/<name>: accuracy by entropy, or on the questions, with intervals, and samples.jsonl.",
         "forethink eval --run runs/math --checkpoint runs/math/train/model --name after --against runs/math/before",
         _eval,

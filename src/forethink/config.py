@@ -207,6 +207,25 @@ class Finetune(_Section):
     max_tokens: int = Field(default=256, ge=1)
 
 
+class Tasks(_Section):
+    """Multiple-choice questions through lm-evaluation-harness (`forethink eval --tasks`)."""
+
+    path: tuple[str, ...] = ()  # JSON lines or Parquet with question, options, answer; or a data set of the hub
+    split: str = "test"  # split of a hub data set
+    category: str = "category"  # field of a record that holds its category
+    mode: Literal["plain", "reasoning", "both"] = "plain"  # plain: log-likelihood of the letters; reasoning: a reply
+    limit: int | None = Field(default=None, ge=1)  # ask this many questions of each file, drawn by the seed
+    max_tokens: int = Field(default=2048, ge=1)  # of a reply
+    temperature: float = Field(default=0.0, ge=0)  # of a reply; 0: the most probable token
+    batch: int = Field(default=8, ge=1)  # questions a forward pass, replies decoded at once
+
+
+class DryRun(_Section):
+    """What `forethink train --dry-run` cannot find out by itself."""
+
+    shape: dict[str, int | bool] | None = None  # the policy's layers, hidden, heads, kv_heads, … (docs/dry_run.md)
+
+
 class Config(_Section):
     """One recipe: everything a run depends on."""
 
@@ -226,6 +245,8 @@ class Config(_Section):
     eval: Eval = Eval()
     questions: Questions = Questions()
     finetune: Finetune = Finetune()
+    tasks: Tasks = Tasks()
+    dry_run: DryRun = DryRun()
     trl: dict[str, Any] = {}
 
 

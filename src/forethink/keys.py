@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import re
 import tokenize
 
 from forethink import config
@@ -20,12 +21,13 @@ def describe_keys() -> str:
     titles: dict[str, str] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
-            titles[node.name.lower()] = (ast.get_docstring(node) or "").split("\n", 1)[0]
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", node.name).lower()
+            titles[name] = (ast.get_docstring(node) or "").split("\n", 1)[0]
             for item in node.body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                     lines = range(item.lineno, (item.end_lineno or item.lineno) + 1)
                     found = [comments[line] for line in lines if line in comments]
-                    notes[node.name.lower(), item.target.id] = " ".join(found)
+                    notes[name, item.target.id] = " ".join(found)
     shown: list[str] = []
     section = "config"
     for line in config_toml(config.Config()).splitlines():

@@ -21,10 +21,11 @@ from forethink.types import ForethinkError, first_line
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
-    "ALIASES", "adapter_base", "encode_document", "fingerprint", "load_model", "load_tokenizer", "model_inputs",
+    "ALIASES", "adapter_base", "encode_document", "fingerprint", "load_model", "load_tokenizer", "model_config",
+    "model_inputs",
     "special_ids", "token_bytes",
 ]  # fmt: skip
 
@@ -105,6 +106,22 @@ def _gguf_tokenizer(folder: str, file: str) -> PreTrainedTokenizerBase:
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     return tokenizer
+
+
+def model_config(name: str, *, trust_remote_code: bool = False) -> PretrainedConfig:
+    """A model's configuration by path, hub id, ``.gguf`` file or alias, without its weights.
+
+    Raises:
+        ForethinkError: there is none of that name, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    source, gguf = _source(name)
+    extra: dict[str, Any] = {"gguf_file": gguf} if gguf else {"trust_remote_code": trust_remote_code}
+    try:
+        return cast("PretrainedConfig", AutoConfig.from_pretrained(source, **extra))
+    except (OSError, ValueError, KeyError, ImportError, IndexError, struct.error) as error:
+        raise _loading_error(name, "configuration", error) from None
 
 
 def model_inputs(name: str) -> dict[str, str]:

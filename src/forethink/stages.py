@@ -24,7 +24,7 @@ from forethink.types import Answer, Completion, Finish, PolicyScores, Problem
 if TYPE_CHECKING:
     from forethink.rescore import Scorer
 
-__all__ = ["eval", "finetune", "ntp", "problems", "rescore", "score", "train", "warmup", "with_corpus"]
+__all__ = ["eval", "finetune", "ntp", "problems", "rescore", "score", "tasks", "train", "warmup", "with_corpus"]
 
 
 def score(config: Config) -> Path:
@@ -145,6 +145,13 @@ def eval(config: Config, *, corpus: bool = False, questions: bool = False) -> Pa
     from forethink.evaluate import run_eval
 
     return run_eval(with_corpus(config) if corpus else config)
+
+
+def tasks(config: Config) -> Path:
+    """Multiple-choice questions through lm-eval: see :func:`forethink.evaluate.tasks.run_tasks`."""
+    from forethink.evaluate.tasks import run_tasks
+
+    return run_tasks(config)
 
 
 def rescore(

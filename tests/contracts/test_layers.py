@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Lower layers never import higher ones, lazy imports inside functions included. Names are the module's own or, for
 # everything in a folder, the folder's.
 LAYERS = [
-    {"types"},
+    {"types", "flags"},
     {"recipe"},
     {"config", "rundir", "functions", "flags"},
     {"paired"},
@@ -27,8 +27,8 @@ LAYERS = [
     {"tokens", "models", "scoring", "rollout", "packing", "head", "flops"},
     {"training"},
     {"evaluate"},
-    {"stages", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report", "watch",
-     "watched"},
+    {"stages", "dryrun", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report",
+     "watch", "watched"},
     {"demo"},
     {"cli", "__main__"},
 ]  # fmt: skip
@@ -36,9 +36,9 @@ LAYERS = [
 RUN_FOLDERS_ONLY = {"paired", "spent", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking",
                     "report", "watch", "watched"}  # fmt: skip
 LIGHT = {"types", "recipe", "config", "functions", "flags", "rundir", "corpus", "records", "selectors", "problems",
-         "questions", "verify", "templates", "rewards", "rescore", "keys", "spent", "stages", "paired", "scaling",
-         "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "watch", "watched", "demo", "cli",
-         "__main__"}  # fmt: skip
+         "questions", "verify", "templates", "rewards", "rescore", "keys", "spent", "stages", "dryrun", "paired",
+         "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "watch", "watched", "demo",
+         "cli", "__main__"}  # fmt: skip
 HEAVY = {"torch", "transformers", "vllm", "trl", "verl", "ray", "datasets", "peft", "accelerate", "matplotlib"}
 
 

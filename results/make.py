@@ -1,0 +1,259 @@
+"""Rewrite the tables of docs/results.md from the committed summaries: `make results`.
+
+The page says itself where a table goes and of what: between ``<!-- table KIND NAME … -->`` and ``<!-- end -->``, with
+the kinds of `KINDS`. NAME is a summary, results/NAME.json (see collect.py); what follows picks evaluations, e.g.
+``"after RPT=run/rpt"`` (a label, the run, the evaluation). What no run has given yet reads "not yet run".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+NOT_YET = "*not yet run*"
+_BLOCK = re.compile(r"(<!-- table (?P<spec>.+?) -->\n)(?P<body>.*?)(?P<end>^<!-- end -->$)", re.M | re.S)
+
+
+def percent(value: float | None, interval: Sequence[float] | None = None, sign: str = "") -> str:
+    """A share in per cent with one decimal, its interval in brackets."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:{sign}.1f}"
+    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} … {100 * interval[1]:{sign}.1f})"
+
+
+def share(cell: Record | None) -> str:
+    """A share as evaluations store it: Wilson's interval where there is one, else the bootstrap's."""
+    return "–" if cell is None else percent(cell["value"], cell.get("wilson") or cell.get("bootstrap"))
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, or NOT_YET without rows."""
+    body = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *body]]
+    return "\n".join(lines) if body else NOT_YET
+
+
+def seed_of(run: Record, record: Record) -> str:
+    """The seed that the evaluated model was trained with: that of the stage whose folder its name lies in."""
+    model = record.get("model") or {}
+    name = f"/{model.get('adapter') or model.get('name')}/"
+    seeds = [str(s["seed"]) for s in run["stages"] if f"/{s['folder']}/" in name]
+    return seeds[-1] if seeds else "–"
+
+
+def picked(data: Record, part: str, arms: Sequence[str]) -> list[tuple[str, Record, str, Record | None]]:
+    """(label, run, folder, record) of the evaluations named, or of all; None for one that is not there."""
+    if not arms:
+        return [
+            (f"{name}/{folder}", run, folder, record)
+            for name, run in data["runs"].items()
+            for folder, record in run.get(part, {}).items()
+        ]
+    found = []
+    for arm in arms:
+        label, _, place = arm.rpartition("=")
+        name, _, folder = place.partition("/")
+        run = data["runs"].get(name, {"stages": []})
+        found.append((label or place, run, folder, run.get(part, {}).get(folder)))
+    return found
+
+
+def accuracy(data: Record, *arms: str) -> str:
+    """Plain and reasoning accuracy of evaluations on the nested splits."""
+    chosen = picked(data, "evals", arms)
+    there = [record for *_, record in chosen if record is not None]
+    if not there:
+        return NOT_YET
+    splits = [row["split"] for row in there[0]["rows"] if row["kind"] == "nested"]
+    rows = []
+    for label, run, _, record in chosen:
+        if record is None:
+            rows.append([label, "–", "–", *[NOT_YET] * (len(splits) + 1)])
+            continue
+        by_split = {row["split"]: row for row in record["rows"]}
+        asked = f"{record['samples']} sample(s), temperature {record['temperature']:g}"
+        for metric, how in (("plain", ""), ("reasoning", f", {asked}")):
+            cells = [
+                f"{share(by_split[s][metric])}; n = {by_split[s]['positions']}" if s in by_split else "–"
+                for s in splits
+            ]
+            box = share(by_split[splits[0]]["box"]) if metric == "reasoning" else "–"
+            rows.append([label, seed_of(run, record), metric + how, *cells, box])
+    return grid(["model", "seed", "accuracy, %", *splits, f"replies with an answer, % ({splits[0]})"], rows)
+
+
+def differences(data: Record, *arms: str) -> str:
+    """Paired differences that evaluations were held against."""
+    rows = []
+    for label, run, _, record in picked(data, "evals", arms):
+        if record is None:
+            rows.append([label, "–", "–", "–", "–", NOT_YET, NOT_YET])
+            continue
+        for other in record.get("against", []):
+            for row in other["rows"]:
+                if row["kind"] == "nested":
+                    cells = [
+                        percent(row[k]["difference"], row[k].get("interval"), "+") for k in ("plain", "reasoning")
+                    ]
+                    against = Path(other["folder"]).name
+                    rows.append([label, against, seed_of(run, record), row["split"], str(row["positions"]), *cells])
+    return grid(["model", "less", "seed", "split", "n", "plain, points", "reasoning, points"], rows)
+
+
+def cost(data: Record) -> str:
+    """What every stage took, and by which command."""
+    rows = []
+    for name, run in data["runs"].items():
+        for one in run["stages"]:
+            spent = one.get("so_far") or one["result"]
+            total = spent.get("flops") or sum(
+                v for k, v in spent.items() if k.startswith("flops/") and k != "flops/total"
+            )
+            status = "" if one["status"] == "done" else f" ({one['status']})"
+            steps = spent.get("steps") or spent.get("step")
+            generated = spent.get("tokens/generated")
+            where = f"{name}/{one['folder']}{status}"
+            rows.append(
+                [where, one["stage"], str(one["seed"]), number(steps), number(total or None), number(generated),
+                 number(one["seconds"])]
+            )  # fmt: skip
+    head = ["folder", "stage", "seed", "steps", "FLOPs", "tokens generated", "seconds"]
+    return grid(head, rows)
+
+
+def commands(data: Record) -> str:
+    """The commands, in the order they were given, and where they ran."""
+    given = [one for run in data["runs"].values() for one in run["stages"] if one["command"]]
+    if not given:
+        return NOT_YET
+    lines = list(dict.fromkeys(one["command"] for one in given))
+    shas = sorted({one["git"][:7] for one in given if one.get("git")})
+    machines = sorted({f"{m['system']}, {m['cores']} cores" for one in given if (m := one.get("machine"))})
+    about = [f"Code: {', '.join(shas)}." if shas else "", f"Machine: {'; '.join(machines)}." if machines else ""]
+    return "\n".join(["```sh", *lines, "```", *[line for line in about if line]])
+
+
+def fit(data: Record, *names: str) -> str:
+    """The scaling law of every split and axis."""
+    rows = []
+    for name, run in data["runs"].items():
+        if names and name not in names:
+            continue
+        for one in run.get("fit", {}).get("fits", []):
+            if one["refused"]:
+                rows.append([name, one["split"], one["axis"], str(one["points"]), "–", "–", "–", "–", one["refused"]])
+                continue
+
+            def spread(key: str, scale: float = 1.0, own: Record = one) -> str:
+                ends = own[key]["residuals"]
+                shown = ["open" if end is None else f"{scale * end:.3g}" for end in ends or []]
+                return f"{scale * own[key]['value']:.3g}" + (f" ({' … '.join(shown)})" if shown else "")
+
+            hold = one["hold_out"]
+            held = "–" if hold is None else f"{percent(hold['predicted'])} for {percent(hold['observed'])}"
+            rows.append(
+                [name, one["split"], one["axis"], str(one["points"]), spread("A"), spread("alpha"),
+                 spread("p_star", 100), f"{one['r2']:.3f}", held]
+            )  # fmt: skip
+    head = ["run", "split", "against", "n", "A", "α", "P*, %", "R²", "last point, predicted for observed, %"]
+    return grid(head, rows)
+
+
+def tasks(data: Record, *arms: str) -> str:
+    """End tasks by mode; categories too."""
+    rows = []
+    for label, _, _, record in picked(data, "tasks", arms):
+        if record is None:
+            rows.append([label, "–", "–", "–", NOT_YET, "–", "–"])
+            continue
+        for row in record["rows"]:
+            where = f"{row['task']}, {row['mode']}"
+            rows.append(
+                [label, where, row["category"], str(row["n"]), share(row["accuracy"]), percent(row["chance"]),
+                 percent(row["lm_eval"])]
+            )  # fmt: skip
+    return grid(["model", "questions", "category", "n", "right, %", "chance, %", "lm-eval's own figure, %"], rows)
+
+
+def questions(data: Record, *arms: str) -> str:
+    """Questions with checkable answers, e.g. before and after fine-tuning."""
+    rows = []
+    for label, run, _, record in picked(data, "questions", arms):
+        if record is None:
+            rows.append([label, "–", "–", NOT_YET, NOT_YET, "–"])
+            continue
+        cells = [share(record.get(key)) for key in ("accuracy", "greedy", "box")]
+        rows.append([label, seed_of(run, record), str(record["questions"]), *cells])
+    return grid(["model", "seed", "n", "right, sampled, %", "right, greedy, %", "replies with an answer, %"], rows)
+
+
+def family(data: Record, *names: str) -> str:
+    """Runs side by side, as `forethink compare` has them, with differences to its baseline."""
+    rows = []
+    for name, run in data["runs"].items():
+        whole = run.get("compare")
+        if whole is None or (names and name not in names):
+            continue
+        for one in whole["runs"]:
+            nested = [row for row in one.get("accuracy") or [] if row["kind"] == "nested"]
+            cells = [f"{row['split']} {share(row['reasoning'])}" for row in nested]
+            less = [
+                f"{row['split']} {percent(row['reasoning']['difference'], row['reasoning'].get('interval'), '+')}"
+                for row in one.get("against") or []
+                if row["kind"] == "nested"
+            ]
+            flops = (one.get("spent") or {}).get("flops")
+            setting = ", ".join(str(one[k]) for k in ("reward", "selector") if one.get(k))
+            label = str(one["label"])
+            rows.append([label, setting, number(flops), "<br>".join(cells) or "–", "<br>".join(less) or "–"])
+    return grid(["run", "reward, selector", "FLOPs", "reasoning, %", "less the baseline, points"], rows)
+
+
+def note(data: Record) -> str:
+    """The sentence given to collect.py."""
+    return data["note"] or NOT_YET
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "accuracy": accuracy, "differences": differences, "cost": cost, "commands": commands, "fit": fit, "tasks": tasks,
+    "questions": questions, "family": family, "note": note,
+}  # fmt: skip
+
+
+def render(spec: str, folder: Path) -> str:
+    """The text of one table: KIND NAME and what picks its rows."""
+    kind, name, *rest = shlex.split(spec)
+    if kind not in KINDS:
+        raise SystemExit(f"{PAGE.name}: no table {kind!r}; choose one of {', '.join(KINDS)}.")
+    path = folder / f"{name}.json"
+    return KINDS[kind](json.loads(path.read_text(encoding="utf-8")), *rest) if path.is_file() else NOT_YET
+
+
+def rewrite(page: str, folder: Path = HERE) -> str:
+    """The page with every table made anew."""
+    return _BLOCK.sub(lambda m: f"{m[1]}\n{render(m['spec'], folder)}\n\n{m['end']}", page)
+
+
+def main() -> None:
+    old = PAGE.read_text(encoding="utf-8")
+    new = rewrite(old)
+    if new != old:
+        PAGE.write_text(new, encoding="utf-8")
+    print(f"{PAGE.relative_to(HERE.parent)}: {'written' if new != old else 'unchanged'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

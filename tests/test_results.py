@@ -1,0 +1,184 @@
+"""The results page equals what its generator makes of the committed summaries; run folders become summaries."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forethink.config import load_config
+from forethink.rundir import RunDir
+
+ROOT = Path(__file__).parents[1]
+COLLECT = str(ROOT / "results" / "collect.py")
+PAGE = ROOT / "docs" / "results.md"
+
+
+def _load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"results_{name}", ROOT / "results" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+make, collect = _load("make"), _load("collect")
+
+
+def test_the_page_is_what_the_summaries_say() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert make.rewrite(page) == page, "run `make results` and commit docs/results.md"
+    assert page.count("<!-- table ") == page.count("<!-- end -->") == len(make._BLOCK.findall(page)) > 5
+
+
+def test_a_figure_changed_by_hand_is_put_right() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert "35.9 (32.0 … 39.9)" in page
+    assert make.rewrite(page.replace("35.9 (32.0 … 39.9)", "45.9 (42.0 … 49.9)")) == page
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_a_committed_summary_names_no_path_of_a_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"(?<![\w:./~])~?/\w+/\w", text)
+    assert set(json.loads(text)) == {"note", "runs"}
+
+
+def test_every_summary_is_on_the_page() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for path in (ROOT / "results").glob("*.json"):
+        assert re.search(rf"<!-- table \w+ {path.stem}\b", page), f"{path.name}: no table of docs/results.md shows it"
+
+
+def test_paths_are_cut() -> None:
+    cut = collect.cutter(Path("/home/me/work"))
+    assert cut("/home/me/work/runs/a/train/model") == "runs/a/train/model"
+    assert cut("run=/home/me/work/runs/a seed=1") == "run=runs/a seed=1"
+    assert cut("--corpus /data/big/notes.jsonl") == "--corpus notes.jsonl"
+    assert cut("'/data/my notes.jsonl'") == "'my notes.jsonl'"
+    assert cut("owner/name and runs/a/b, 1/2, https://a.b/c/d") == "owner/name and runs/a/b, 1/2, https://a.b/c/d"
+
+
+SMALL = ("problems.threshold=0", "problems.min_context=4", "score.short_context=2", "problems.per_document=3",
+         "rollout.max_tokens=4", "rollout.group=2", "eval.positions=6", "eval.thresholds=[0.0, 0.5, 1.0]",
+         "eval.bootstrap=100", "model.dtype=float32", "model.device=cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Any, smollm2_tokenizer: Any) -> Path:
+    """results/small.json of a real run: two evaluations, one held against the other, and a training cut short."""
+    top = tmp_path_factory.mktemp("place")
+    policy, corpus, run = top / "policy", top / "held out.jsonl", top / "runs" / "small"
+    tiny_llama.save_pretrained(policy)
+    smollm2_tokenizer.save_pretrained(policy)
+    lines = [
+        json.dumps({"text": f"How many birds are left of {i + 3} on the roof? There are {i} left."}) for i in range(6)
+    ]
+    corpus.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    base = [sys.executable, "-m", "forethink", "eval", "--run", str(run), "--model", str(policy), *SMALL]
+    base += ["--corpus", str(corpus)]
+    again = ["--name", "after", "--checkpoint", str(policy), "--against", str(run / "before")]
+    for more in (["--name", "before"], again):
+        subprocess.run([*base, *more], check=True, capture_output=True)
+    training = RunDir(run / "train", "train", load_config(None, [f"run={run}", "seed=3"]), ("train",), {})
+    training.append("metrics", [{"step": 1, "flops/update": 5.0}, {"step": 2, "flops/update": 9.0, "loss": 1.0}])
+    command = [
+        sys.executable,
+        COLLECT,
+        "small",
+        str(run),
+        "--note",
+        "A note.",
+        "--out",
+        str(top),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return top / "small.json"
+
+
+def test_a_real_run_becomes_a_summary(summary: Path) -> None:
+    text = summary.read_text(encoding="utf-8")
+    assert str(summary.parent) not in text and "/tmp" not in text
+    data = json.loads(text)
+    run = data["runs"]["small"]
+    stages = {one["folder"]: one for one in run["stages"]}
+    assert {"before", "after", "train", "eval_corpus/held-out.jsonl/score"} <= set(stages)
+    assert stages["train"]["status"] == "running" and stages["train"]["so_far"] == {"step": 2, "flops/update": 9.0}
+    assert stages["before"]["git"] and stages["before"]["machine"]["cores"] and stages["before"]["seconds"] > 0
+    original = json.loads((summary.parent / "runs" / "small" / "after" / "eval.json").read_text(encoding="utf-8"))
+    for kept, row in zip(run["evals"]["after"]["rows"], original["rows"], strict=True):
+        assert kept["split"] == row["split"] and kept["positions"] == row["positions"]
+        if row["positions"]:  # a disjoint band may be empty
+            assert kept["plain"]["value"] == pytest.approx(row["plain"]["value"], rel=1e-5)
+    assert run["evals"]["after"]["rows"][0]["positions"] == 6
+    assert run["evals"]["after"]["against"][0]["folder"] == "runs/small/before"
+
+
+def test_tables_of_a_real_run(summary: Path) -> None:
+    folder = summary.parent
+    value = json.loads(summary.read_text())["runs"]["small"]["evals"]["before"]["rows"][0]
+    table = make.render('accuracy small "as it comes=small/before" "never=small/none"', folder)
+    first = f"| as it comes | – | plain | {make.share(value['plain'])}; n = {value['positions']} |"
+    assert first in table and "| never | – | – | *not yet run* |" in table
+    assert table.count("\n") == 4
+    paired = make.render("differences small", folder)
+    assert "| small/after | before | – | easy |" in paired and "+0.0 (+0.0 … +0.0)" in paired
+    cost = make.render("cost small", folder)
+    assert "| small/train (running) | train | 3 | 2 | 9 | – |" in cost
+    commands = make.render("commands small", folder)
+    run_command = f"forethink eval --run runs/small --model policy {shlex.join(SMALL)} --corpus 'held out.jsonl'"
+    assert f"{run_command} --name before\n" in commands and str(folder) not in commands
+    assert re.search(r"^Machine: \w+ \w+, \d+ cores\.$", commands, re.M)
+    assert make.render("note small", folder) == "A note."
+
+
+@pytest.mark.parametrize("kind", sorted(set(make.KINDS) - {"accuracy", "differences", "cost", "commands", "note"}))
+def test_what_a_run_has_not_given_is_not_yet_run(summary: Path, kind: str) -> None:
+    assert make.render(f"{kind} small", summary.parent) == make.NOT_YET
+    assert make.render(f"{kind} nothing", summary.parent) == make.NOT_YET
+
+
+def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
+    span = {"value": 0.5, "wilson": [0.25, 0.75], "bootstrap": None}
+    law = {"refused": None, "split": "easy", "axis": "flops", "points": 6, "r2": 0.98,
+           "A": {"value": 2.0, "residuals": [1.0, None]}, "alpha": {"value": 0.3, "residuals": None},
+           "p_star": {"value": 0.6, "residuals": [0.5, 0.7]}, "hold_out": {"predicted": 0.41, "observed": 0.4},
+           }  # fmt: skip
+    refused = {"refused": "too few points", "split": "hard", "axis": "flops", "points": 3}
+    row = {"task": "quiz", "mode": "plain", "category": "law", "n": 8, "accuracy": span, "chance": 0.1, "lm_eval": 0.5}
+    stage = {"folder": "tune/train", "stage": "train", "seed": 7}
+    asked = {
+        "model": {"name": "runs/r/tune/train/model"},
+        "questions": 40,
+        "accuracy": span,
+        "greedy": span,
+        "box": span,
+    }
+    side = {"label": "dense", "reward": "dense", "selector": "random 0.2", "spent": {"flops": 1e12},
+            "accuracy": [{"split": "easy", "kind": "nested", "reasoning": span}],
+            "against": [{"split": "easy", "kind": "nested", "reasoning": {"difference": 0.02, "interval": [0, 0.04]}}],
+            }  # fmt: skip
+    run = {"stages": [stage], "evals": {}, "fit": {"fits": [law, refused]}, "tasks": {"quiz": {"rows": [row]}},
+           "questions": {"tune/after": asked}, "compare": {"runs": [side]}}  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps({"note": "", "runs": {"r": run}}))
+    fit = make.render("fit x", tmp_path)
+    assert "| r | easy | flops | 6 | 2 (1 … open) | 0.3 | 60 (50 … 70) | 0.980 | 41.0 for 40.0 |" in fit
+    assert "| r | hard | flops | 3 | – | – | – | – | too few points |" in fit
+    assert "| r/quiz | quiz, plain | law | 8 | 50.0 (25.0 … 75.0) | 10.0 | 50.0 |" in make.render("tasks x", tmp_path)
+    assert "| after | 7 | 40 | 50.0 (25.0 … 75.0) |" in make.render("questions x after=r/tune/after", tmp_path)
+    family = make.render("family x", tmp_path)
+    assert "| dense | dense, random 0.2 | 1.00e+12 | easy 50.0 (25.0 … 75.0) | easy +2.0 (+0.0 … +4.0) |" in family
+
+
+def test_collecting_nothing_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, COLLECT, "x", str(tmp_path / "none"), "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode and "no such run" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "x.json").exists()
