@@ -115,11 +115,6 @@ def _tell(path: Path) -> None:
     print(f"done: {path}")
 
 
-def _text(value: str) -> str:
-    r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
-    return value.replace("\\n", "\n").replace("\\t", "\t")
-
-
 COMMANDS: dict[str, _Command] = {
     "score": _Command(
         "entropy of every position of a corpus under a proxy model",
@@ -225,7 +220,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     if name not in ("rescore", "demo", "finetune"):
         add("--corpus", metavar="PATH", help="corpus.path: a file, a folder, a `datasets` directory or a hub id")
         add("--field", action="append", metavar="NAME", help="corpus.field: a text field of a record (repeatable)")
-        add("--separator", type=_text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
+        add("--separator", type=flags.text, metavar="TEXT", help=r"corpus.separator between fields; \n is a newline")
     add("--model", metavar="NAME", help="model.name: path, hub id or alias (smollm2)")
     add("--adapter", metavar="DIR", help="model.adapter: a LoRA adapter")
     return parser

@@ -6,6 +6,11 @@ import argparse
 from collections.abc import Sequence
 
 
+def text(value: str) -> str:
+    r"""A separator as typed in a shell: ``\n`` and ``\t`` stand for newline and tab."""
+    return value.replace("\\n", "\n").replace("\\t", "\t")
+
+
 def eval_flags(parser: argparse.ArgumentParser) -> None:
     """Those of `eval`."""
     parser.add_argument("--checkpoint", metavar="DIR", help="eval.model: a model or adapter folder (else the policy)")

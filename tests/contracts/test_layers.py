@@ -126,4 +126,4 @@ def test_the_package_stays_small(record_property: Callable[[str, object], None])
     """The design's aim is 30 files with something in them; this is the limit above which a room is to be merged."""
     count = sum(path.stat().st_size > 0 for path in FILES)
     record_property("source_files", count)
-    assert count <= 80
+    assert count <= 90
