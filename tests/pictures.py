@@ -63,8 +63,8 @@ def open_best(driver: Any) -> None:
         """const sets = (p) => Object.values(p.completions);
         const right = (own) => own.filter((c) => c.outcome === "right").length / own.length;
         const rank = (p) => (sets(p).length ? 10 * sets(p).length + right(sets(p).at(-1)) - right(sets(p)[0]) : -1);
-        const worth = (p) => rank(p) - Math.abs(p.token - 60) / 500;
-        const all = DATA.documents.flatMap((one, i) => one.positions.map((p) => [i, p.token, worth(p)]));
+        const late = (p) => Math.abs(p.token - 60) / 500;
+        const all = DATA.documents.flatMap((one, i) => one.positions.map((p) => [i, p.token, rank(p) - late(p)]));
         const best = all.sort((a, b) => b[2] - a[2])[0];
         if (!best) return;
         document.getElementById("document").value = best[0];
