@@ -12,6 +12,7 @@ import pytest
 from forethink.config import load_config, load_function
 from forethink.models import fingerprint, load_tokenizer
 from forethink.records import problems_metadata, read_problems
+from forethink.report.collect import collect
 from forethink.rundir import RunDir, read_jsonl
 from forethink.stages import problems, score
 from forethink.templates import load_template
@@ -120,6 +121,12 @@ def test_one_table_lays_them_side_by_side(family: tuple[Path, list[Path]]) -> No
         assert len(rows) == 10
     table = (top / "compare.md").read_text()
     assert all(f"| {label} |" in table for label in ("start", members[-1].name))
+
+
+def test_a_members_report_shows_the_documents_of_the_start(family: tuple[Path, list[Path]]) -> None:
+    _, members = family
+    data = collect([members[0]])
+    assert len(data["documents"]) == 12 and data["notes"] == []
 
 
 def test_the_script_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
