@@ -13,6 +13,7 @@ from forethink.config import load_config
 from forethink.functions import load_function
 from forethink.models import fingerprint, load_tokenizer
 from forethink.records import problems_metadata, read_problems
+from forethink.report.collect import collect
 from forethink.rundir import RunDir, read_jsonl
 from forethink.stages import problems, score
 from forethink.templates import load_template
@@ -22,8 +23,8 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 FOLDERS = ("family", "family_wikitext")
 SMALL = [
     "corpus.field=['text']", "corpus.min_bytes=1", "corpus.text_split=none", "model.dtype=float32",
-    "model.device=cpu", "score.short_context=2", "problems.threshold=0.0", "problems.min_context=4",
-    "problems.per_document=6", "problems.validation=0.3", "rollout.group=4", "rollout.max_tokens=12",
+    "model.device=cpu", "score.short_context=2", "problems.threshold=0.5", "problems.min_context=4",
+    "problems.per_document=6", "problems.validation=0.3", "rollout.group=4", "rollout.max_tokens=10",
     "warmup.skip_box_rate=1.0", "warmup.examples=8", "warmup.batch=8", "warmup.micro_batch=8",
     "warmup.probe_positions=8", "warmup.learning_rate=1e-5", "train.steps=3", "train.problems=4",
     "train.precision=fp32", "eval.positions=8", "eval.samples=2", "eval.thresholds=[0.0]", "eval.bootstrap=100",
@@ -45,7 +46,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_llama, smollm2_tokenizer
     problems(config)
     template, examples = load_template("v0"), []
     known = read_problems(folder / "teach" / "problems")
-    for i in range(320):
+    for i in range(240):
         problem = rng.choice(known)
         box = r" \boxed{" + rng.choice((" red", " blue")) + "}" if i % 4 else " nothing"
         reply = smollm2_tokenizer("So" + box, add_special_tokens=False)["input_ids"]
@@ -101,7 +102,10 @@ def test_all_stand_on_one_start(family: tuple[Path, list[Path]]) -> None:
         source = run if random_positions else top / "start"
         assert str(source / "problems" / "train.parquet").endswith(next(p for p in inputs if p.endswith(".parquet")))
         if random_positions:  # other positions, but no document that the others are evaluated on
-            assert held_out.isdisjoint({problem.document for problem in read_problems(run / "problems")})
+            own_problems, others = (read_problems(place / "problems") for place in (run, top / "start"))
+            assert held_out.isdisjoint({problem.document for problem in own_problems})
+            assert {problem.id for problem in own_problems} != {problem.id for problem in others}
+            assert min(problem.entropy for problem in own_problems) < 0.5 < min(problem.entropy for problem in others)
 
 
 def test_one_table_lays_them_side_by_side(family: tuple[Path, list[Path]]) -> None:
@@ -121,6 +125,12 @@ def test_one_table_lays_them_side_by_side(family: tuple[Path, list[Path]]) -> No
         assert len(rows) == 10
     table = (top / "compare.md").read_text()
     assert all(f"| {label} |" in table for label in ("start", members[-1].name))
+
+
+def test_a_members_report_shows_the_documents_of_the_start(family: tuple[Path, list[Path]]) -> None:
+    _, members = family
+    data = collect([members[0]])
+    assert len(data["documents"]) == 12 and data["notes"] == []
 
 
 def test_the_script_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

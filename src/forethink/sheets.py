@@ -120,7 +120,7 @@ def show(result: Record) -> None:
     for sheet in (took(result), came(result, "nested")):
         table = Table(title=Text(_visible(sheet.title)), title_justify="left", box=box.SIMPLE)
         for number, column in enumerate(sheet.columns):
-            table.add_column(column, justify="left" if number < sheet.words else "right")
+            table.add_column(column, justify="left" if number < sheet.words else "right", overflow="fold")
         for group in sheet.groups:
             for number, cells in enumerate(group):
                 made = [Text(_visible(cell)) for cell in cells]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,14 @@ def _problem_files(folders: Sequence[Path], evaluations: Sequence[Record]) -> li
     return sorted(own, key=lambda file: (file.name == "train.parquet", str(file)))
 
 
+def _parents(run: Path, stages: Sequence[Record]) -> list[Path]:
+    """The runs whose stages this one shares: as recorded, or beside it where both were moved."""
+    configs = [tomllib.loads(stage["config"]) for stage in stages if stage["config"]]
+    named = dict.fromkeys(config.get("parent", "none") for config in configs)
+    places = [(Path(name), run.parent / Path(name).name) for name in named if name != "none"]
+    return [next((place for place in pair if place.is_dir()), pair[0]) for pair in places]
+
+
 def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
     """Everything that a report shows, as JSON values.
 
@@ -163,8 +172,11 @@ def collect(runs: Sequence[Path], budget: int = BUDGET) -> Record:
                 data["training"].append({"run": label, "title": title, "stage": stage["stage"], **drawn})
         data["stages"] += stages
         data["evaluations"] += evaluations
-        scored += [p for p in _folders(run, stages, "score") if any(p.glob("shards/*.parquet"))]
-        files += _problem_files(_folders(run, stages, "problems"), evaluations)
+        shared = _parents(run, stages)
+        own = [*_folders(run, stages, "score"), *(parent / "score" for parent in shared)]
+        scored += [p for p in own if any(p.glob("shards/*.parquet")) and p not in scored]
+        problems = [*_folders(run, stages, "problems"), *(parent / "problems" for parent in shared)]
+        files += _problem_files(problems, evaluations)
     data["sources"] = [{"label": source.label, "kind": source.kind, "run": source.run} for source in sources]
     data["documents"], data["notes"] = gather(scored, files, sources, budget)
     data["pairs"], data["scaling"], data["patterns"] = pairs(evaluated), scaling(evaluated), patterns(sources)
