@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -122,6 +123,7 @@ class NextTokenTrainer(SupervisedTrainer):
         if self._before is None:
             self._before = self.share()
         step = cut_step(inputs, self._allowed(sum(self._price(len(one.ids)) for one in inputs)), self._price)
+        step = step or [replace(inputs[0], ids=inputs[0].ids[:2])]  # seconds went by since `ended` was asked
         learnt = torch.tensor(sum(len(one.ids) - one.start for one in step), device=self.accelerator.device)
         total = torch.zeros((), device=self.accelerator.device)
         for part in micro_batches(step, self.most):
@@ -162,6 +164,10 @@ class _Log(Log):
             )
         if trainer.ended():
             control.should_training_stop, control.should_save = True, False
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        super().on_save(args, state, control)
+        control.should_training_stop = control.should_training_stop or self.trainer.ended()  # saving takes time too
 
     def show(self, record: dict[str, Any], steps: int) -> None:
         """A bar in a terminal, else a line now and then."""
