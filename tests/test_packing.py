@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forethink import head
+from forethink import head, tree_attention
 from forethink.packing import check_packing, pack, sequence_logprobs
+from forethink.training.forward import Packer
 
 
 def _batch() -> tuple[list[list[int]], list[int]]:
@@ -28,22 +29,26 @@ def _batch() -> tuple[list[list[int]], list[int]]:
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_gemma"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_values_and_gradients_equal_the_plain_path(name, attention, request):
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "tiled"])
+def test_values_and_gradients_equal_the_plain_path(name, attention, request, monkeypatch):
+    monkeypatch.setattr(tree_attention, "TILE", 8)  # several tiles a prompt, several completions a tile
+    tiled = attention == "tiled"
     model = copy.deepcopy(request.getfixturevalue(name))
-    model.set_attn_implementation(attention)
+    model.set_attn_implementation("sdpa" if tiled else attention)
     sequences, starts = _batch()
     gradients = []
     for share in (True, False):
         model.zero_grad()
         total = torch.zeros(())
-        for number, logprobs, _ in sequence_logprobs(model, sequences, starts, temperature=0.8, share=share):
+        options = {"temperature": 0.8, "share": share, "tiled": tiled and share}
+        for number, logprobs, _ in sequence_logprobs(model, sequences, starts, **options):
             total = total + (logprobs * (number + 1)).sum()
         total.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     packed, plain = gradients
     assert torch.linalg.vector_norm(packed - plain) <= 1e-5 * torch.linalg.vector_norm(plain)
-    assert check_packing(model, sequences, starts, 1e-4) is None
+    assert check_packing(model, sequences, starts, 1e-4, tiled) is None
+    assert model.config._attn_implementation == ("sdpa" if tiled else attention)
 
 
 def test_the_tree_pays_for_a_prefix_once():
@@ -71,6 +76,49 @@ def test_a_model_whose_attention_ignores_the_mask_is_found_out(tiny_llama):
     model.model.forward = deaf
     sequences, starts = _batch()
     assert "differ" in (check_packing(model, sequences, starts, 1e-4) or "")
+    assert check_packing(model, sequences, starts, 1e-4, tiled=True) is None  # it never sees the mask
+
+
+def test_a_model_whose_attention_cannot_be_chosen_gets_the_mask(tiny_llama, monkeypatch):
+    sequences, starts = _batch()
+    for tiled in (True, False):
+        packer = Packer(tiny_llama)
+        packs = packer(sequences, starts)
+        assert packer.share and packer.reason is None
+        assert [one.plan is not None for one in packs] == [tiled] * len(packs)
+        for kind in (type(tiny_llama), type(tiny_llama.model)):
+            monkeypatch.setattr(kind, "_can_set_attn_implementation_cached_value", False, raising=False)
+
+
+def test_pairs_that_do_not_see_each_other_are_hardly_multiplied():
+    prompt = list(range(10, 266))
+    sequences = [[*prompt, *range(1000 * i, 1000 * i + 64)] for i in range(1, 9)]
+    (one,) = pack(sequences, [256] * 8, tiled=True)
+    seen = int(one.visible.sum())
+    assert seen < one.pairs < 1.25 * seen < len(one.ids_t) ** 2 / 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=12), min_size=1, max_size=10),
+    st.integers(1, 9),
+    st.sampled_from([None, 1, 3]),
+)
+def test_tiles_see_what_the_mask_shows(sequences, tile, window):
+    for one in pack(sequences, [1] * len(sequences), 40, tiled=True):
+        visible = one.visible
+        if window is not None:
+            visible = visible & (one.positions_t[:, None] - one.positions_t < window)
+        plan = tree_attention.plan(one.plan.ends.tolist(), one.positions_t.tolist(), tile)
+        found = torch.zeros_like(visible)
+        queries = []
+        for cut in plan.cuts(window):
+            queries += range(cut.first, cut.past)
+            assert cut.past - cut.first <= tile and len(set(cut.keys.tolist())) == len(cut.keys)
+            shown = torch.ones(cut.past - cut.first, len(cut.keys)) if cut.mask is None else cut.mask == 0
+            found[cut.first : cut.past, cut.keys] = shown.bool()
+        assert sorted(queries) == list(range(len(one.ids_t)))
+        assert torch.equal(found, visible)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,17 @@ separate sequences, so log-probabilities and gradients are the same up to roundi
 ``P + G·R`` tokens instead of ``G·(P + R)``.
 
 It asks of the model only what every Hugging Face decoder takes: a four-dimensional attention mask and position ids.
-Sliding-window layers get the mask cut to their window. `check_packing` compares with the plain path on first use;
-where a model's attention ignores such masks (linear attention, some flash kernels) the plain path is taken.
+Sliding-window layers get the mask cut to their window. On a CPU the mask gives way to `tree_attention`, which does not
+multiply what the mask hides, where the model lets its attention be chosen. `check_packing` compares with the plain
+path on first use; where a model's attention ignores such masks (linear attention, some flash kernels) the plain path
+is taken.
 
 The language-model head runs only on tokens whose successor is asked for (`head`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethink.head import head_logprobs
+from forethink.tree_attention import Plan, UnsupportedAttention, plan, tree_attention
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Pack:
         members: which sequences lie in this pack, by their number in the batch.
         spans: for each member, its half-open range in ``sources`` and ``targets``.
         unpacked: number of tokens the sequences hold when written out one by one.
+        plan: how `tree_attention` computes it; None leaves it to the model's own attention under the mask.
     """
 
     ids_t: Tensor
@@ -50,6 +55,12 @@ class Pack:
     members: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     unpacked: int
+    plan: Plan | None = None
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that a layer without window multiplies, masked or not."""
+        return len(self.ids_t) ** 2 if self.plan is None else self.plan.pairs
 
     def to(self, device: torch.device | str) -> Pack:
         """The same pack on another device."""
@@ -73,11 +84,12 @@ def pack(
     max_tokens: int = 4096,
     share: bool = True,
     pairs_a_token: int = 1024,
+    tiled: bool = False,
 ) -> list[Pack]:
     """Merge sequences into prefix trees of at most ``max_tokens`` tokens (a longer sequence gets its own).
 
-    A tree of N tokens costs N² query-key pairs, masked or not. A sequence joins the tree before it only where the
-    prefix it need not repeat is worth more than the pairs it adds.
+    Under a mask a tree of N tokens costs N² query-key pairs, hidden or not. There a sequence joins the tree before it
+    only where the prefix it need not repeat is worth more than the pairs it adds.
 
     Args:
         sequences: token ids, one list a sequence.
@@ -85,20 +97,21 @@ def pack(
         max_tokens: size at which a tree is closed and a new one begun.
         share: False gives every sequence a tree of its own: the plain path, for checks and as fallback.
         pairs_a_token: pairs that take as long as one token takes in the linear layers, about twice the hidden size.
+        tiled: plan the trees for `tree_attention`, where pairs that do not see each other cost nothing.
     """
     order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))  # neighbours share the most
     packs: list[Pack] = []
-    tree = _Tree()
+    tree = _Tree(tiled)
     for number in order:
         sequence = sequences[number]
         if not 1 <= starts[number] < len(sequence):
             raise ValueError(f"sequence {number}: start {starts[number]} outside 1 … {len(sequence) - 1}")
         shared = _common_prefix(sequence, tree.last)
         size, fresh = len(tree.ids), len(sequence) - shared
-        added = (size + fresh) ** 2 - size**2 - len(sequence) ** 2
+        added = 0 if tiled else (size + fresh) ** 2 - size**2 - len(sequence) ** 2
         if tree.members and (not share or size + fresh > max_tokens or added > shared * pairs_a_token):
             packs.append(tree.close())
-            tree = _Tree()
+            tree = _Tree(tiled)
         tree.add(number, sequence, starts[number])
     if tree.members:
         packs.append(tree.close())
@@ -106,7 +119,9 @@ def pack(
 
 
 class _Tree:
-    def __init__(self) -> None:
+    def __init__(self, tiled: bool) -> None:
+        self.tiled = tiled
+        self.ends: list[int] = []  # past the last descendant of every token that has all of them
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.blocks: list[tuple[int, int, list[int]]] = []  # first and past-last new token, ancestors of the first
@@ -121,6 +136,8 @@ class _Tree:
     def add(self, number: int, sequence: Sequence[int], start: int) -> None:
         shared = _common_prefix(sequence, self.last)
         first = len(self.ids)
+        self._end(self.path[shared:])
+        self.ends.extend([0] * (len(sequence) - shared))
         self.path = self.path[:shared] + list(range(first, first + len(sequence) - shared))
         self.ids.extend(sequence[shared:])
         self.positions.extend(range(shared, len(sequence)))
@@ -133,8 +150,13 @@ class _Tree:
         self.last = sequence
         self.unpacked += len(sequence)
 
+    def _end(self, path: Sequence[int]) -> None:
+        for index in path:
+            self.ends[index] = len(self.ids)
+
     def close(self) -> Pack:
         n = len(self.ids)
+        self._end(self.path)
         visible = torch.zeros(n, n, dtype=torch.bool)
         for first, past, ancestors in self.blocks:
             visible[first:past, first:past] = torch.ones(past - first, past - first, dtype=torch.bool).tril_()
@@ -144,11 +166,15 @@ class _Tree:
         return Pack(
             tensor(self.ids), tensor(self.positions), visible, tensor(self.sources), tensor(self.targets),
             tuple(self.members), tuple(self.spans), self.unpacked,
+            plan(self.ends, self.positions) if self.tiled else None,
         )  # fmt: skip
 
 
-def attention_mask(config: Any, pack: Pack, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The four-dimensional mask [1, 1, N, N] of a pack, or one a kind of layer for models that mix windows."""
+def attention_mask(config: Any, pack: Pack, dtype: torch.dtype, windowed: bool = True) -> Tensor | dict[str, Tensor]:
+    """The four-dimensional mask [1, 1, N, N] of a pack, or one a kind of layer for models that mix windows.
+
+    Without ``windowed`` the sliding layers' mask is the full one: for attention that sees to windows itself.
+    """
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     kinds = set(getattr(text, "layer_types", None) or ())
@@ -158,11 +184,12 @@ def attention_mask(config: Any, pack: Pack, dtype: torch.dtype) -> Tensor | dict
             return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
         return visible[None, None]
 
-    full = shaped(pack.visible)
+    full = sliding = shaped(pack.visible)
     if window is None:
         return full
-    distance = pack.positions_t[:, None] - pack.positions_t[None, :]
-    sliding = shaped(pack.visible & (distance < window))
+    if windowed:
+        distance = pack.positions_t[:, None] - pack.positions_t[None, :]
+        sliding = shaped(pack.visible & (distance < window))
     if kinds:
         return {"full_attention": full, "sliding_attention": sliding}
     return sliding
@@ -177,13 +204,27 @@ def forward_pack(model: PreTrainedModel, pack: Pack, temperature: float = 1.0) -
 
 def body_states(model: PreTrainedModel, pack: Pack) -> Tensor:
     """Hidden states after the last norm of every packed token, [N, D]."""
-    output = model.base_model(
-        input_ids=pack.ids_t[None],
-        attention_mask=attention_mask(model.config, pack, model.dtype),
-        position_ids=pack.positions_t[None],
-        use_cache=False,
-    )
+    with packed_attention(model, pack) as mask:
+        output = model.base_model(
+            input_ids=pack.ids_t[None], attention_mask=mask, position_ids=pack.positions_t[None], use_cache=False
+        )
     return output.last_hidden_state[0]
+
+
+def _checkpoints(model: PreTrainedModel) -> bool:
+    for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):  # transformers is renaming it
+        if hasattr(model, name):
+            return bool(getattr(model, name))
+    return False
+
+
+@contextlib.contextmanager
+def packed_attention(model: PreTrainedModel, pack: Pack) -> Iterator[Tensor | dict[str, Tensor]]:
+    """Let the model attend along a pack inside the ``with`` block; gives the mask to hand it there."""
+    # Checkpointed layers run again outside this block, with the model's own attention: there the mask serves.
+    tree = None if model.device.type != "cpu" or _checkpoints(model) else pack.plan
+    with contextlib.nullcontext() if tree is None else tree_attention(model, tree):
+        yield attention_mask(model.config, pack, model.dtype, windowed=tree is None)
 
 
 def sequence_logprobs(
@@ -193,9 +234,10 @@ def sequence_logprobs(
     temperature: float = 1.0,
     max_tokens: int = 4096,
     share: bool = True,
+    tiled: bool = False,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (sequence number, log-probabilities [R], entropies [R]), pack by pack; see `pack` for the arguments."""
-    for one in pack(sequences, starts, max_tokens, share):
+    for one in pack(sequences, starts, max_tokens, share, tiled=tiled):
         logprobs, entropies = forward_pack(model, one, temperature)
         for member, (begin, end) in zip(one.members, one.spans, strict=True):
             yield member, logprobs[begin:end], entropies[begin:end]
@@ -203,7 +245,11 @@ def sequence_logprobs(
 
 @torch.no_grad()
 def check_packing(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int], tolerance: float
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    tolerance: float,
+    tiled: bool = False,
 ) -> str | None:
     """Compare the tree with the model's own logits, sequence by sequence.
 
@@ -211,7 +257,10 @@ def check_packing(
         None where every log-probability agrees within ``tolerance``, else one sentence that says what differs.
     """
     try:
-        packed = {number: logprobs for number, logprobs, _ in sequence_logprobs(model, sequences, starts)}
+        found = sequence_logprobs(model, sequences, starts, tiled=tiled)
+        packed = {number: logprobs for number, logprobs, _ in found}
+    except UnsupportedAttention as error:
+        return f"{type(model).__name__} cannot attend along a tree ({error})"
     except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
         return f"{type(model).__name__} does not take a four-dimensional attention mask ({error})"
     worst = 0.0

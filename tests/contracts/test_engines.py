@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
 import itertools
 
 import pytest
+import torch
 
 from forethink.rollout import check_version
 from forethink.rollout.scripted import ScriptedEngine
@@ -14,8 +16,8 @@ from forethink.rollout.transformers_engine import TransformersEngine
 from forethink.tokens import token_bytes
 from forethink.types import Finish
 
-GROUP, MAX_TOKENS = 3, 12
-PROMPTS = [[101, 102, 103], [7] * 30, [101, 102, 103, 104], [55]]
+GROUP, MAX_TOKENS, TEMPERATURE = 3, 12, 0.8
+PROMPTS = [[101, 102, 103], [7] * 70, [101, 102, 103, 104], [55]]  # one that fills blocks of a prefix cache
 NAMES = ["d:1", "d:2", "e:1", "e:2"]
 
 
@@ -38,6 +40,19 @@ def _vllm(model, tokenizer, **options):
     return VllmEngine(model, tokenizer, max_model_len=256, **options)
 
 
+@functools.cache
+def _wide(vocabulary: int):
+    """A tiny decoder for vLLM: its kernels know heads of 32 and more."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.2,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
 ENGINES = {
     "scripted": _scripted,
     "transformers": functools.partial(TransformersEngine, batch=6),
@@ -51,15 +66,35 @@ def _stop(text: bytes) -> bool:
 
 
 @pytest.fixture(params=list(ENGINES))
-def make(request, tiny_llama, smollm2_tokenizer):
+def kind(request):
     if request.param == "vllm" and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
+    return request.param
 
-    def engine(**options):
+
+@pytest.fixture
+def policy(kind, tiny_llama, smollm2_tokenizer):
+    return _wide(len(smollm2_tokenizer)) if kind == "vllm" else tiny_llama
+
+
+@pytest.fixture
+def make(kind, policy, smollm2_tokenizer):
+    def engine(model=policy, **options):
         options = {"group": GROUP, "max_tokens": MAX_TOKENS, "version": 3, "stop": _stop, **options}
-        return ENGINES[request.param](tiny_llama, smollm2_tokenizer, **options)
+        return ENGINES[kind](model, smollm2_tokenizer, **options)
 
     return engine
+
+
+def _check_logprobs(model, groups) -> None:
+    """Fails unless every log-probability is that of a plain pass at the sampling temperature."""
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt, *completion.token_ids]])
+            with torch.no_grad():
+                logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float() / TEMPERATURE
+            plain = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+            assert torch.allclose(torch.tensor(completion.logprobs), plain, atol=1e-3)
 
 
 def test_groups_come_whole_and_in_order(make):
@@ -101,11 +136,33 @@ def test_the_seed_decides(make):
         assert len({c.token_ids for c in first[0]}) > 1  # samples of one group differ
 
 
-def test_completions_carry_the_version(make, tiny_llama):
+def test_logprobs_are_those_of_the_sampling_distribution(kind, make, policy):
+    if kind == "scripted":
+        pytest.skip("it samples nothing")
+    engine = make(temperature=TEMPERATURE)
+    _check_logprobs(policy, engine.generate(PROMPTS, NAMES, seed=1))
+
+
+@pytest.mark.parametrize("how", ["model", "state"])
+def test_nothing_survives_a_change_of_weights(kind, make, policy, how):
+    """Fails where a prefix cache or a copy of the old weights outlives `load`."""
+    if kind == "scripted":
+        pytest.skip("it samples nothing")
+    engine = make(temperature=TEMPERATURE)
+    _check_logprobs(policy, engine.generate(PROMPTS, NAMES, seed=1))
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.3)
+    engine.load(other if how == "model" else dict(other.named_parameters()), 4)
+    _check_logprobs(other, engine.generate(PROMPTS, NAMES, seed=1))
+
+
+def test_completions_carry_the_version(make, policy):
     engine = make()
     assert engine.version == 3
     check_version(_flat(engine.generate(PROMPTS, NAMES, seed=1)), 3)
-    engine.load(tiny_llama, 4)
+    engine.load(policy, 4)
     assert engine.version == 4
     after = _flat(engine.generate(PROMPTS, NAMES, seed=1))
     check_version(after, 4)

@@ -19,20 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
 
+from forethink.tree_attention import HARMLESS, UnsupportedAttention
+
 NAME = "forethink_groups"
 _TAG = "_forethink_groups"
 _HIDDEN = -1e30  # a score no softmax sees, finite so that a fully hidden prompt gives no NaN
 _FIRST_CAPACITY = 64
-# What attention functions are handed beside the arguments below and may pass over without changing the result.
-_HARMLESS = frozenset(
-    {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
-     "cache_position", "return_dict", "num_items_in_batch", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
-     "max_length_k"}
-)  # fmt: skip
-
-
-class UnsupportedAttention(Exception):
-    """The model's attention does something this path does not know. The message says what."""
 
 
 class PromptCache(Cache):
@@ -279,7 +271,7 @@ def group_attention(
     tagged: tuple[GroupCache, int] | None = getattr(key, _TAG, None)
     if tagged is None:
         raise UnsupportedAttention("its keys do not come straight from the cache")
-    unknown = [name for name, value in kwargs.items() if value is not None and name not in _HARMLESS]
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in HARMLESS]
     if unknown:
         raise UnsupportedAttention(f"its attention takes {', '.join(sorted(unknown))}")
     cache, layer_idx = tagged

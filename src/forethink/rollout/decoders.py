@@ -7,8 +7,7 @@ feeds every row its newest token and returns the logits that follow it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethink.flops import Flops
-from forethink.packing import attention_mask, pack
-from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts, UnsupportedAttention
+from forethink.packing import pack, packed_attention
+from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts
+from forethink.tree_attention import UnsupportedAttention, chosen_attention
 
-PREFILL_TOKENS = 512  # unrelated prompts of one packed row see each other only as masked-out work: keep it short
+# Tokens of a packed row of prompts. Under a mask, prompts that share nothing are masked-out work: keep it short.
+PREFILL_TOKENS, MASKED_PREFILL_TOKENS = 4096, 512
 
 
 class Decoder(Protocol):
@@ -52,18 +53,6 @@ def layer_windows(model: PreTrainedModel) -> dict[int, int | None]:
     return {index: window if kind == "sliding_attention" else None for index, kind in enumerate(kinds)}
 
 
-@contextlib.contextmanager
-def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation(name)
-    if model.config.get_text_config()._attn_implementation != name:
-        raise UnsupportedAttention("its attention cannot be chosen")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 class GroupDecoder:
     """Every distinct prefix of the prompts is computed once, every prompt is held once; see `attention`."""
 
@@ -86,22 +75,25 @@ class GroupDecoder:
         sequences = [[*prompt, 0] for prompt in prompts]
         last: list[Tensor] = [torch.empty(0)] * len(prompts)
         pairs: dict[int, list[Any]] = {}
-        for one in pack(sequences, [1] * len(sequences), PREFILL_TOKENS):
+        tiled = self.model.device.type == "cpu"
+        longest = PREFILL_TOKENS if tiled else MASKED_PREFILL_TOKENS
+        for one in pack(sequences, [1] * len(sequences), longest, tiled=tiled):
             tree = one.to(self.model.device)
             paths = [tree.sources[begin:end] for begin, end in tree.spans]
             ends = torch.stack([path[-1] for path in paths])
             cache = PromptCache()
-            logits = self.model(
-                input_ids=tree.ids_t[None],
-                attention_mask=attention_mask(self.model.config, tree, self.model.dtype),
-                position_ids=tree.positions_t[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=ends,
-            ).logits[0]
+            with packed_attention(self.model, tree) as mask:
+                logits = self.model(
+                    input_ids=tree.ids_t[None],
+                    attention_mask=mask,
+                    position_ids=tree.positions_t[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=ends,
+                ).logits[0]
             if not cache.pairs:
                 raise UnsupportedAttention("it does not use the cache it is given")
-            self.flops += self._cost.forward(len(tree.ids_t), len(tree.ids_t) ** 2, len(logits))
+            self.flops += self._cost.forward(len(tree.ids_t), tree.pairs, len(logits))
             logits = logits if len(logits) == len(ends) else logits[ends]  # where it knows no logits_to_keep
             for member, path, logits_v in zip(tree.members, paths, logits, strict=True):
                 last[member] = logits_v
@@ -111,7 +103,7 @@ class GroupDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         positions = self.cache.begin()
-        with _attention(self.model, NAME):
+        with chosen_attention(self.model, NAME):
             logits: Tensor = self.model(
                 input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
             ).logits[:, -1]

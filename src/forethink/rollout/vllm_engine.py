@@ -90,9 +90,17 @@ class VllmEngine:
                 yield name, tensor.detach()
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": items(), "is_checkpoint_format": True})
+        self.forget()
+        self._version = version
+
+    def forget(self) -> None:
+        """Drop the prefix cache.
+
+        Raises:
+            RuntimeError: vLLM keeps it, and samples would come from old weights.
+        """
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not drop its prefix cache after the weights changed: samples would be stale")
-        self._version = version
 
     def generate(self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int) -> list[list[Completion]]:
         from vllm import SamplingParams, TokensPrompt

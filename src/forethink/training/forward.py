@@ -113,18 +113,26 @@ class Packer:
         self.model = model
         self.max_tokens = max_tokens
         self.share: bool | None = None
+        self.tiled = False
         self.reason: str | None = None  # why the plain path is taken, for the run's warnings
 
     def __call__(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Pack]:
         """Pack a batch; see `packing.pack`."""
         if self.share is None:
-            # Two sequences with a common prefix are enough to show a mask that is not honoured.
-            few = min(2, len(sequences))
-            precise = self.model.dtype == torch.float32
-            with _bare(self.model):
-                difference = check_packing(self.model, sequences[:few], starts[:few], 1e-3 if precise else 0.5)
-            self.share = difference is None
-            if difference is not None:
-                self.reason = f"{difference}; every sequence is run alone, which is slower and equally right."
+            self._check(sequences, starts)
         width = self.model.config.get_text_config().hidden_size
-        return pack(sequences, starts, self.max_tokens, self.share, 2 * width)
+        return pack(sequences, starts, self.max_tokens, self.share is True, 2 * width, self.tiled)
+
+    def _check(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        # Two sequences with a common prefix are enough to show a mask that is not honoured.
+        few = min(2, len(sequences))
+        tolerance = 1e-3 if self.model.dtype == torch.float32 else 0.5
+        with _bare(self.model):
+            if self.model.device.type == "cpu":
+                self.tiled = check_packing(self.model, sequences[:few], starts[:few], tolerance, True) is None
+            difference = None
+            if not self.tiled:
+                difference = check_packing(self.model, sequences[:few], starts[:few], tolerance)
+        self.share = difference is None
+        if difference is not None:
+            self.reason = f"{difference}; every sequence is run alone, which is slower and equally right."

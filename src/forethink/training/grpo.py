@@ -211,7 +211,7 @@ class ReinforcementTrainer(GRPOTrainer):
         for one in packs:
             size = len(one.ids_t)
             self.spent["tokens/update"] += size
-            self.spent["flops/update"] += self._cost.train(size, size * size, len(one.targets))
+            self.spent["flops/update"] += self._cost.train(size, one.pairs, len(one.targets))
         return _padded(logprobs[:n], logits_to_keep), _padded(entropies[:n], logits_to_keep), None
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:

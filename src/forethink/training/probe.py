@@ -41,7 +41,7 @@ def candidates(
     for tree in pack([[*context, 0] for context in contexts], [len(c) for c in contexts], max_tokens):
         one = tree.to(model.device)
         logits = head_logits(model, body_states(model, one)[one.sources])
-        spent["flops/candidates"] += cost.forward(len(one.ids_t), len(one.ids_t) ** 2, len(logits))
+        spent["flops/candidates"] += cost.forward(len(one.ids_t), one.pairs, len(logits))
         top = logits.softmax(-1).topk(k, -1)
         for row, member in enumerate(one.members):
             found[member] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))

@@ -113,8 +113,7 @@ class Scorer:
             hidden = body_states(self.model, one)[one.sources]
             logprobs, _ = head_logprobs(self.model, hidden, one.targets, 1.0)
             values[list(one.members)] = logprobs.float().cpu()
-            size = len(one.ids_t)
-            self.flops += self._cost.forward(size, size * size, len(one.targets))
+            self.flops += self._cost.forward(len(one.ids_t), one.pairs, len(one.targets))
         return values
 
     def _similarity(self, prediction: Sequence[int], target: Sequence[int]) -> float | None:

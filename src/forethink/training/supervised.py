@@ -103,7 +103,7 @@ class SupervisedTrainer(Trainer):
         logprobs, _ = packed(model, packs, len(sequences))
         for one in packs:
             self.spent["tokens/update"] += len(one.ids_t)
-            self.spent["flops/update"] += self.cost.train(len(one.ids_t), len(one.ids_t) ** 2, len(one.targets))
+            self.spent["flops/update"] += self.cost.train(len(one.ids_t), one.pairs, len(one.targets))
         total = -torch.cat(logprobs).sum()
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in logprobs)
         return total * self.accelerator.num_processes / count  # DDP averages over processes; this is a sum

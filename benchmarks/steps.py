@@ -1,0 +1,156 @@
+"""The training step and its update beside TRL's, with memory and the two gradients' cosine."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.common import RANDOM, Size, compared, policy
+from benchmarks.trainers import sample
+from benchmarks.worker import Worker
+from forethink.flops import Flops
+
+
+def _pairs(sides: Mapping[str, Worker], pairs: int, warm: bool, **request: Any) -> dict[str, Any]:
+    """Steps in turn, A B A B …; medians, ratios, and every side's peak memory."""
+    if warm:
+        for side in sides.values():
+            side.ask(**request)
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(pairs):
+        for name, side in sides.items():
+            answers[name].append(side.ask(**request))
+    result = compared({name: [a["seconds"] for a in own] for name, own in answers.items()}, "ours", "stock")
+    result["peak_gib"] = {name: max(a["peak_gib"] for a in own) for name, own in answers.items()}
+    result["sampled_tokens"] = {name: [a["tokens"] for a in own] for name, own in answers.items()}
+    return result
+
+
+def update(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
+    """The part ``update``: the same completions on both sides, every group with a signal."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "given.json"
+        sample(size, given)
+        with Worker("ours", size, given=str(given)) as ours, Worker("stock", size, given=str(given)) as stock:
+            result = _pairs({"ours": ours, "stock": stock}, size.pairs, True, mode="update")
+    operations = _useful(size)
+    peak = line["bf16_tflops"] * 1e12
+    result["useful_operations"] = operations
+    result["roofline_fraction"] = {name: operations / peak / taken for name, taken in result["median_seconds"].items()}
+    return {"update_speedup": result["ratio"], "update": result}
+
+
+def _useful(size: Size) -> float:
+    """Operations the update cannot do without: three passes over each prompt once and over all completions.
+
+    A third of the least: forward, and backward for inputs and for weights. The head runs on completion tokens; a pair
+    of tokens counts where one sees the other.
+    """
+    model = policy(size, torch.bfloat16)
+    cost = Flops.of(model)
+    step = (size.longest - size.shortest) / max(size.problems - 1, 1)
+    total = 0
+    for i in range(size.problems):
+        p, r, g = size.shortest + round(i * step), size.tokens, size.group
+        total += cost.forward(p + g * r, p * p // 2 + g * r * p + g * r * r // 2, g * r)
+    return 3.0 * total
+
+
+def step(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
+    """The part ``step``: rollout, reward and update; then with some groups without signal, and natural endings."""
+    del line
+    share = round(size.degenerate, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "given.json"
+        sample(size, given)
+        with Worker("ours", size, given=str(given)) as ours, Worker("stock", size, given=str(given)) as stock:
+            sides = {"ours": ours, "stock": stock}
+            whole = _pairs(sides, size.pairs, True, mode="step")
+            dull = _pairs(sides, 1, False, mode="step", degenerate=share)
+            natural = _pairs(sides, 1, False, mode="natural", degenerate=share)
+    return {
+        "step_speedup": whole["ratio"],
+        "step": whole,
+        "step_degenerate": {**dull, "degenerate_groups": share},
+        "step_natural": {**natural, "degenerate_groups": share},
+    }
+
+
+def gradient(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
+    """The part ``gradient``: cosine of the two gradients in fp32 on the same completions of four problems."""
+    del line
+    small = replace(size, problems=min(4, size.problems))
+    gradients = {}
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "given.json"
+        sample(small, given)
+        for side in ("ours", "stock"):
+            path = str(Path(folder) / f"{side}.safetensors")
+            with Worker(side, small, given=str(given), precision="fp32") as worker:
+                worker.ask(mode="update", gradient=path)
+            gradients[side] = load_file(path)
+    ours, stock = gradients["ours"], gradients["stock"]
+    if ours.keys() != stock.keys():
+        raise RuntimeError(f"gradients of other parameters: {sorted(ours.keys() ^ stock.keys())[:3]}")
+    dot, mine, theirs = (
+        sum(float((a[name].double() * b[name].double()).sum()) for name in ours)
+        for a, b in ((ours, stock), (ours, ours), (stock, stock))
+    )
+    return {
+        "gradient_cosine": dot / (mine * theirs) ** 0.5,
+        "gradient": {"problems": small.problems, "norms": {"ours": mine**0.5, "stock": theirs**0.5}},
+    }
+
+
+def rollout(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
+    """The part ``rollout``: ours, ``generate``, and vLLM where its interpreter is named, in turn."""
+    from benchmarks.common import problems, prompts, rollout_bound, tokenizer_of
+
+    tokenizer = tokenizer_of(size)
+    model = policy(size, torch.bfloat16)
+    lengths = [len(prompt) for prompt in prompts(problems(size, tokenizer), tokenizer)]
+    bound = rollout_bound(model, lengths, size.group, size.tokens, line)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {"engine": Worker("engine", size), "generate": Worker("generate", size)}
+        if size.vllm is not None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            sides["vllm"] = Worker("vllm", size, python=size.vllm, folder=folder)
+        del model
+        for side in sides.values():
+            side.ask(go=True)
+        answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+        for _ in range(size.pairs):
+            for name, side in sides.items():
+                answers[name].append(side.ask(go=True))
+        for side in sides.values():
+            side.__exit__()
+    taken = {name: [a["seconds"] for a in own] for name, own in answers.items()}
+    ours = statistics.median(taken["engine"])
+    result: dict[str, Any] = {
+        "tokens_per_second": {
+            name: statistics.median([a["tokens"] / a["seconds"] for a in own]) for name, own in answers.items()
+        },
+        "peak_gib": {name: max(a["peak_gib"] for a in own) for name, own in answers.items()},
+        "prompt_tokens": sum(lengths),
+        "least_seconds": bound["seconds"],
+        "operations": bound["operations"],
+        "mfu": bound["operations"] / ours / (line["bf16_tflops"] * 1e12),
+    }
+    top = {"rollout_roofline_fraction": bound["seconds"] / ours}
+    for name in set(taken) - {"engine"}:
+        result[name] = compared(taken, "engine", name)
+        top[f"rollout_vs_{name}"] = result[name]["ratio"]
+    return {**top, "rollout": result}
+
+
+def untrained(size: Size) -> str:
+    """What the results say of the model."""
+    return f"{size.model} (random weights)" if size.model in RANDOM else size.model

@@ -1,0 +1,260 @@
+"""Attention over a prefix tree that computes (almost) only the pairs the tree has.
+
+A packed row of N tokens (`packing`) has N² query-key pairs, of which a group of eight completions uses a quarter:
+completions do not see each other. Here the row is cut into *tiles*: short runs of neighbouring queries that share
+their ancestors. A tile's queries meet the keys of those ancestors, all visible, and the tile's own keys under a small
+mask. The query heads of one key-value head are one product, so keys and values are never repeated.
+
+Scores and softmax are fp32 whatever the inputs' type; only the products with values and in the backward pass run in
+it, as in torch's fused kernel. Nothing is kept between forward and backward but inputs and output: scores are made
+again. It is an attention function registered with transformers, so no model is patched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+NAME = "forethink_tree"
+TILE = 64  # queries in a tile, at most
+# What attention functions are handed beside the arguments below and may pass over without changing the result.
+HARMLESS = frozenset(
+    {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
+     "cache_position", "return_dict", "num_items_in_batch", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q",
+     "max_length_k"}
+)  # fmt: skip
+
+
+class UnsupportedAttention(Exception):
+    """The model's attention does something that a path of ours does not know. The message says what."""
+
+
+@contextlib.contextmanager
+def chosen_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Let the model use another of transformers' attention functions inside the ``with`` block.
+
+    Raises:
+        UnsupportedAttention: its attention cannot be chosen.
+    """
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(name)
+    if model.config.get_text_config()._attn_implementation != name:
+        raise UnsupportedAttention("its attention cannot be chosen")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries ``first … past - 1`` and the packed indices of the ancestors they all have, in order."""
+
+    first: int
+    past: int
+    ancestors: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One tile's work under one window: key indices int64 [L], and what to add to its scores, fp32 [m, L], or None."""
+
+    first: int
+    past: int
+    keys: Tensor
+    mask: Tensor | None
+
+
+@dataclass
+class Plan:
+    """The tiles of a tree, and their keys and masks by sliding window, made when first asked for.
+
+    Attributes:
+        tiles: in order; every token is a query of one tile.
+        ends: int64 [N]; token i sees token j where ``j <= i < ends[j]``.
+        positions_t: int64 [N].
+    """
+
+    tiles: list[Tile]
+    ends: Tensor
+    positions_t: Tensor
+    _cuts: dict[int | None, list[Cut]] = field(default_factory=dict, repr=False)
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that are multiplied in a layer without window."""
+        return sum((t.past - t.first) * (len(t.ancestors) + t.past - t.first) for t in self.tiles)
+
+    def cuts(self, window: int | None) -> list[Cut]:
+        """The work of a layer, tile by tile."""
+        if window not in self._cuts:
+            self._cuts[window] = [self._cut(tile, window) for tile in self.tiles]
+        return self._cuts[window]
+
+    def _cut(self, tile: Tile, window: int | None) -> Cut:
+        ancestors = torch.tensor(tile.ancestors, dtype=torch.long)
+        if window is not None:  # the tile's first query is the first in its sequences too
+            ancestors = ancestors[self.positions_t[ancestors] > self.positions_t[tile.first] - window]
+        queries = torch.arange(tile.first, tile.past)
+        keys = torch.cat([ancestors, queries])
+        hidden = (keys > queries[:, None]) | (queries[:, None] >= self.ends[keys])
+        if window is not None:
+            hidden |= self.positions_t[queries][:, None] - self.positions_t[keys] >= window
+        mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf) if bool(hidden.any()) else None
+        return Cut(tile.first, tile.past, keys, mask)
+
+
+def plan(ends: Sequence[int], positions: Sequence[int], tile: int | None = None) -> Plan:
+    """Cut a tree in preorder into tiles.
+
+    Args:
+        ends: for every token the index behind its last descendant.
+        positions: position of every token in its sequences.
+        tile: queries in a tile, at most; `TILE` where not given.
+    """
+    tile = tile or TILE
+    tiles: list[Tile] = []
+    waiting: list[tuple[int, int, tuple[int, ...]]] = [
+        (0, len(ends), ())
+    ]  # ranges of whole subtrees with the same ancestors
+    while waiting:
+        at, past, ancestors = waiting.pop()
+        begin = at
+        while at < past and ends[at] - begin <= tile:  # neighbours that fit in one tile
+            at = ends[at]
+        if at > begin:
+            tiles.append(Tile(begin, at, ancestors))
+        else:  # a large subtree: its trunk, then what grows from it
+            while at < ends[begin] and ends[at] == ends[begin] and at - begin < tile:
+                at += 1
+            tiles.append(Tile(begin, at, ancestors))
+            if ends[begin] < past:
+                waiting.append((ends[begin], past, ancestors))
+            past, ancestors = ends[begin], (*ancestors, *range(begin, at))
+        if at < past:
+            waiting.append((at, past, ancestors))
+    return Plan(tiles, torch.tensor(ends), torch.tensor(positions))
+
+
+def _weights(
+    query: Tensor, key: Tensor, cut: Cut, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """One tile's softmax weights, fp32 [K, rep · m, L], and the soft cap's slope at its scores where there is one.
+
+    Queries [K, rep, N, d] and keys [K, N, d] are fp32.
+    """
+    kv, rep, _, width = query.shape
+    own = query[:, :, cut.first : cut.past].reshape(kv, -1, width)
+    scores = torch.bmm(own, key.index_select(1, cut.keys).transpose(1, 2)).mul_(scale)
+    slope = None
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_()
+        slope = 1 - scores.square()
+        scores = scores.mul_(softcap)
+    if cut.mask is not None:
+        scores.view(kv, rep, cut.past - cut.first, -1).add_(cut.mask)
+    return torch.softmax(scores, -1), slope
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Query [K, rep, N, d], key [K, N, d], value [K, N, e] of one dtype → [K, rep, N, e]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cuts: Sequence[Cut],
+        scale: float,
+        softcap: float | None,
+    ) -> Tensor:
+        out = query.new_empty(*query.shape[:3], value.shape[-1])
+        with torch.autocast(query.device.type, enabled=False):
+            query_f, key_f = query.float(), key.float()
+            for cut in cuts:
+                weights, _ = _weights(query_f, key_f, cut, scale, softcap)
+                part = torch.bmm(weights.to(value.dtype), value.index_select(1, cut.keys))
+                out[:, :, cut.first : cut.past] = part.view(*query.shape[:2], cut.past - cut.first, -1)
+        ctx.save_for_backward(query, key, value)
+        ctx.rest = cuts, scale, softcap
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        cuts, scale, softcap = ctx.rest
+        kv, rep, _, width = query.shape
+        d_query = torch.empty_like(query)
+        d_key, d_value = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (key, value))
+        with torch.autocast(query.device.type, enabled=False):
+            query_f, key_f = query.float(), key.float()
+            for cut in cuts:
+                span = slice(cut.first, cut.past)
+                weights, slope = _weights(query_f, key_f, cut, scale, softcap)
+                upstream = gradients[0][:, :, span].reshape(kv, -1, value.shape[-1])
+                d_value.index_add_(1, cut.keys, torch.bmm(weights.to(value.dtype).transpose(1, 2), upstream).float())
+                d_weights = torch.bmm(upstream, value.index_select(1, cut.keys).transpose(1, 2)).float()
+                d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, torch.float32)
+                d_scores = d_scores.mul_(scale) if slope is None else d_scores.mul_(scale).mul_(slope)
+                d_scores = d_scores.to(query.dtype)
+                d_query[:, :, span] = torch.bmm(d_scores, key.index_select(1, cut.keys)).view(kv, rep, -1, width)
+                own = query[:, :, span].reshape(kv, -1, width)
+                d_key.index_add_(1, cut.keys, torch.bmm(d_scores.transpose(1, 2), own).float())
+        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
+
+
+_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextlib.contextmanager
+def tree_attention(model: PreTrainedModel, plan: Plan) -> Iterator[None]:
+    """Let the model's attention follow a plan inside the ``with`` block."""
+    token = _plan.set(plan)
+    try:
+        with chosen_attention(model, NAME):
+            yield
+    finally:
+        _plan.reset(token)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function registered with transformers: query [1, H, N, d] → [1, N, H, e].
+
+    Raises:
+        UnsupportedAttention: no plan, dropout, or an argument whose meaning is unknown here.
+    """
+    plan = _plan.get()
+    if plan is None or query.shape[0] != 1 or query.shape[2] != len(plan.ends) or key.shape[2] != len(plan.ends):
+        raise UnsupportedAttention("its attention was called otherwise than with one packed row")
+    unknown = [name for name, value in kwargs.items() if value is not None and name not in HARMLESS]
+    if dropout or unknown:
+        raise UnsupportedAttention(f"its attention takes {', '.join(sorted(unknown)) or 'dropout'}")
+    if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    heads, width = query.shape[1], query.shape[-1]
+    grouped = query[0].view(key.shape[1], heads // key.shape[1], -1, width)
+    scale = width**-0.5 if scaling is None else scaling
+    out: Tensor = _TreeAttention.apply(grouped, key[0], value[0], plan.cuts(sliding_window), scale, softcap)
+    return out.reshape(1, heads, len(plan.ends), -1).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, attend)
