@@ -88,7 +88,7 @@ def stage(top: Path, name: str, kind: str, result: Mapping[str, Any], done: bool
     run = RunDir(
         top / name, kind, load_config(None, recipe), ("corpus", "model", "train"), {"corpus.jsonl": "5e" * 32}
     )
-    run.record["created"] = f"2026-01-01T{len(list(top.glob('*/run.json'))):02}:00:00Z"  # a stage an hour
+    run.record["created"] = f"2026-01-01T{len(list(top.rglob('run.json'))):02}:00:00Z"  # a stage an hour
     run.dropped({"entropy not above 0.5": 4012, "not drawn": 118})
     if warning:
         run.warn(warning)
@@ -180,6 +180,7 @@ def write_large(top: Path, documents: int = 14, gain: float = 0.5, done: bool = 
     folder = stage(top, "problems", "problems", {"problems": len(held) + len(train)})
     write_problems(folder / "validation.parquet", held, {})
     write_problems(folder / "train.parquet", train, {})
+    stage(top, "eval_corpus/another_corpus_with_a_rather_long_name.jsonl/problems", "problems", {"problems": 0})
     evaluation(top, "before", "smollm2", held, 0.02, samples)
     training(top, train, "train", "train", done, gain)
     for step in STEPS:

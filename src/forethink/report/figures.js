@@ -338,7 +338,7 @@ function collapse(made, one, names) {
   const add = (title, lines, options) => { const own = lines.filter((line) => line.values.some((v) => v !== null)); if (own.length) place.append(chart(title, own, options)); };
   add("distinct n-grams", ["1", "2", "3"].map((n, k) => ({ label: `${n} ${n === "1" ? "word" : "words"}`, k, ...column((part) => part.distinct[n]) })), { share: true });
   add("distinct thoughts", [{ label: "thoughts", k: 0, ...column((part) => part.distinct_thoughts) }], { share: true });
-  add("most frequent opening line", [{ label: "share", k: 3, ...column((part) => part.openings[0]?.share) }], { share: true });
+  add("top opening line", [{ label: "share", k: 3, ...column((part) => part.openings[0]?.share) }], { share: true });
   add("compression ratio", [{ label: "zlib", k: 2, ...column((part) => part.compression) }], {});
   add("thought, mean characters", [{ label: "characters", k: 0, ...column((part) => part.characters) }], {});
   add("patterns, share of replies", names.map((name, k) => ({ label: name, k, ...column((part) => part.share[name]) })), { share: true });
