@@ -51,6 +51,7 @@ def test_a_lora_adapter_is_merged(folder, tiny_llama, tmp_path):
     adapted.save_pretrained(tmp_path / "adapter")
     merged = load_model(str(folder), adapter=str(tmp_path / "adapter"), dtype="float32", device="cpu")
     assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert all(parameter.requires_grad for parameter in merged.parameters())  # it may be trained on
     assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
     assert not torch.allclose(logits(merged), logits(tiny_llama), atol=1e-2)
 

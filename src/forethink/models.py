@@ -275,7 +275,7 @@ def load_model(
         from peft import PeftModel
 
         try:
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True)  # PEFT froze it
         except (*failures, RuntimeError) as error:
             raise ForethinkError(
                 f"{adapter}: no LoRA adapter for {name} ({first_line(error)}); name the folder of one."
