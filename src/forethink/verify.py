@@ -34,7 +34,7 @@ from forethink.types import Answer, ForethinkError, Outcome, Question, Status, f
 SECONDS = 2  # of processor time an answer
 MEMORY = 4 << 30
 LONGEST = 300
-_WALL = 120.0  # seconds, for a process that neither answers nor uses its processor time
+_WALL = 1800.0  # seconds, for a process that neither answers nor uses its processor time; a busy machine is no reason
 
 _WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-][^\W\d_]+)*\.?")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\{([^{}]*)\}")
@@ -139,7 +139,7 @@ class Verifier:
         self._end = weakref.finalize(self, _stop, self._child)
         ready = self._send(self.judge)
         if ready is None or "error" in ready:
-            why = "it ended at once" if ready is None else ready["error"]
+            why = "its process ended or did not answer." if ready is None else ready["error"]
             self.close()
             raise ForethinkError(f"the verifier cannot be started: {why}")
 
