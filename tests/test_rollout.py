@@ -99,8 +99,11 @@ def test_no_sample_depends_on_what_else_is_in_the_batch(name, request, smollm2_t
 
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_that_end_leave_and_the_others_go_on_unchanged(name, request, smollm2_tokenizer):
-    """Random completions stop at many different lengths here, so rows are dropped and groups are refilled often."""
-    model = request.getfixturevalue(name)
+    """Random completions stop at many different lengths here, so rows are dropped and groups are refilled often.
+
+    In fp64: other batches are other roundings, and in fp32 one may carry a uniform number over a token's edge.
+    """
+    model = copy.deepcopy(request.getfixturevalue(name)).double()
     free = _engine(model, smollm2_tokenizer, fixed_length=True).generate(_prompts(), NAMES, seed=5)
     assert {len(c.token_ids) for group in free for c in group} == {24}
     stopping = _engine(model, smollm2_tokenizer, batch=8)

@@ -214,17 +214,19 @@ def _quiet() -> Iterator[None]:
     from transformers import modeling_gguf_pytorch_utils as gguf_reader
     from transformers.utils import logging
 
-    if not logging.is_progress_bar_enabled() or sys.stderr.isatty():
+    if sys.stderr.isatty():
         yield
         return
     bar = vars(gguf_reader).get("tqdm")  # this one does not ask transformers' switch
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     if bar is not None:
         vars(gguf_reader)["tqdm"] = partial(bar, disable=True)
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
         if bar is not None:
             vars(gguf_reader)["tqdm"] = bar
 

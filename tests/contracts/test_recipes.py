@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import tomllib
@@ -93,6 +94,11 @@ def _documented() -> list[list[str]]:
     return [command[1:] for command in commands if command and command[0] == "forethink"]
 
 
+def _runs(parsed: argparse.Namespace) -> list[str]:
+    """The run folders that a command was given: one or several, by the command."""
+    return list(parsed.runs) if hasattr(parsed, "runs") else [parsed.run]
+
+
 @pytest.mark.parametrize("arguments", _documented(), ids=" ".join)
 def test_documented_commands_are_understood(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)
@@ -102,7 +108,7 @@ def test_documented_commands_are_understood(arguments: list[str], monkeypatch: p
         return
     if not cli.COMMANDS[name].recipe:  # those that read finished runs
         parsed = cli._parser(name).parse_intermixed_args(rest)
-        assert all(run.startswith("runs/") for run in parsed.runs)
+        assert all(run.startswith("runs/") for run in _runs(parsed))
     else:
         config = cli._config(cli._parser(name).parse_intermixed_args(rest))
         assert config.run.startswith("runs/")
@@ -116,4 +122,4 @@ def test_the_examples_of_help_are_understood(name: str) -> None:
     if cli.COMMANDS[name].recipe:
         assert cli._config(arguments).run.startswith("runs/")
     else:  # those that read finished runs
-        assert all(run.startswith("runs/") for run in arguments.runs)
+        assert all(run.startswith("runs/") for run in _runs(arguments))
