@@ -139,13 +139,13 @@ def ours(size: Size, channel: Channel, given: str, precision: str = "bf16") -> N
     settings = grpo_settings(config, folder, cpu=size.device == "cpu")
     order = list(range(size.problems)) * 1000
     trainer = make_trainer(config, chosen, order, settings, tokenizer, model, engine)
-    score = trainer.score
+    score = trainer.hooks.score
 
     def rewarded(problem: Any, prompt: Any, completions: Any, answers: Any) -> Scored:
         real = score(problem, prompt, completions, answers)
         return real._replace(rewards=[steps.reward(number[problem.id], c.token_ids) for c in completions])
 
-    trainer.score = rewarded
+    trainer.hooks = trainer.hooks._replace(score=rewarded)
     trainer.add_callback(steps)
     trainer.train()
 
