@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -157,6 +158,20 @@ def test_reading_boxes_in_boxes_takes_linear_time() -> None:
     assert read_last(b"\\boxed{" * 100_000 + b"}" * 100_000, finish=Finish.STOP).status is Status.EMPTY
     assert read_last(b"\\boxed{x}" * 100_000, finish=Finish.STOP).prediction == b"x"
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("name", ["question", "question_example"])
+def test_a_question_stands_in_its_prompt_as_it_is(smollm2_tokenizer, name: str, chat: bool) -> None:
+    tokenizer = copy.deepcopy(smollm2_tokenizer)
+    if not chat:
+        tokenizer.chat_template = None
+    text = " What is $7 + 5$?\n"
+    shown = tokenizer.decode(
+        load_template(name).render(Question("q", 0, text, "12", tuple(tokenizer(text)["input_ids"])), tokenizer)
+    )
+    assert shown.count(text) == 1 and r"\boxed{" in shown
+    assert ("<|im_start|>user" in shown) is chat and (shown.endswith("Answer:")) is not chat
 
 
 def test_a_question_cannot_speak_as_the_template(smollm2_tokenizer) -> None:

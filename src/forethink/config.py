@@ -189,7 +189,7 @@ class Questions(_Section):
     options: dict[str, Any] = {}  # passed to the task
     limit: int | None = Field(default=None, ge=1)  # train on at most this many questions
     max_question: int = Field(default=512, ge=1)  # longer questions, in tokens, are left out, and counted
-    template: str = "question"  # "question", or a template file as in [template]
+    template: str = "question"  # question, question_example (one worked example), or a template file
     verifier: str | None = None  # module:function(answer, question); else math-verify, or the task's own
     stop_at_box: bool = False  # end a reply at its first closed box; else the last box counts
 

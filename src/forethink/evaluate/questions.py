@@ -122,7 +122,10 @@ def _evaluate(run: RunDir, config: Config) -> Record:
     records = question_records(questions, read_jsonl(run.path / "samples.jsonl"))
     write_atomic(run.path / "questions.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     return {
-        "model": {"name": config.eval.model or config.model.name},
+        "model": {
+            "name": config.eval.model or config.model.name,
+            "adapter": None if config.eval.model else config.model.adapter,
+        },
         "source": config.questions.held_out,
         "options": config.questions.options,
         "seed": config.seed,

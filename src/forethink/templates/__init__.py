@@ -32,14 +32,14 @@ from typing import TYPE_CHECKING, Any
 
 from forethink.functions import load_function
 from forethink.templates.box import box_closed, box_opens, expressible, inexpressible, read, read_last, write
-from forethink.templates.designs import DESIGNS, QUESTION, QUESTION_PLAIN
+from forethink.templates.designs import DESIGNS, QUESTION, QUESTION_EXAMPLE, QUESTION_PLAIN
 from forethink.types import ForethinkError, Problem, Question, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "QUESTION_TEMPLATE",
+    "QUESTION_TEMPLATES",
     "TEMPLATES",
     "Template",
     "box_closed",
@@ -229,14 +229,18 @@ TEMPLATES: dict[str, Template] = {
     name: Template(name, user, system, style=style) for name, (system, user, style) in DESIGNS.items()
 }
 
-QUESTION_TEMPLATE = Template("question", QUESTION, plain=QUESTION_PLAIN)  # for questions; the context is the question
+# For questions, by [questions] template: the context is the question.
+QUESTION_TEMPLATES: dict[str, Template] = {
+    "question": Template("question", QUESTION, plain=QUESTION_PLAIN),
+    "question_example": Template("question_example", QUESTION_EXAMPLE, plain=QUESTION_EXAMPLE),
+}
 
 
 def load_template(name: str) -> Template:
     """A template by name.
 
     Args:
-        name: ``v0`` … ``v6``, or ``question``; a TOML file with the keys ``user`` and, as wanted, ``system``,
+        name: ``v0`` … ``v6``, or one for questions; a TOML file with the keys ``user`` and, as wanted, ``system``,
             ``plain``, ``style`` (see :class:`Template`); a ``.jinja``, ``.j2`` or ``.txt`` file that holds the
             user's message; or ``module:function`` or ``path/to/file.py:function``, a function without arguments
             that returns a :class:`Template`.
@@ -246,8 +250,8 @@ def load_template(name: str) -> Template:
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
-    if name == QUESTION_TEMPLATE.name:
-        return QUESTION_TEMPLATE
+    if name in QUESTION_TEMPLATES:
+        return QUESTION_TEMPLATES[name]
     if name.endswith((".toml", ".jinja", ".j2", ".txt")):
         return _from_file(Path(name))
     if ":" in name:

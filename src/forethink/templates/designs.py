@@ -52,4 +52,8 @@ DESIGNS: dict[str, tuple[str | None, str, str]] = {
 
 # For questions with checkable answers: the context is the question.
 QUESTION = "{{ context }}\n\nThink step by step, then write the final answer, and nothing else, in \\boxed{}."
+QUESTION_EXAMPLE = (  # for models that do not box on an instruction alone
+    "Question: What is 20 plus 15?\nAnswer: 20 plus 15 is 35. So the answer is \\boxed{35}.\n\n"
+    "Question: {{ context }}\nAnswer:"
+)
 QUESTION_PLAIN = f"Question: {QUESTION}\n\nAnswer:"
