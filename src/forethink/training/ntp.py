@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from forethink.config import Config
 from forethink.flops import Flops
 from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, model_inputs
+from forethink.recipe import stage_folder
 from forethink.records import read_problems, read_scored, scored_metadata, scored_shards
 from forethink.rundir import RunDir, hash_file
 from forethink.spent import stage_total, totals
@@ -209,7 +210,7 @@ def _start(config: Config) -> tuple[str, str | None]:
 
 def _documents(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
     """Token ids of every document that gave a training problem, in the corpus's order."""
-    score, problems = Path(config.run) / "score", Path(config.run) / "problems"
+    score, problems = stage_folder(config, "score"), stage_folder(config, "problems")
     wanted = {problem.document for problem in read_problems(problems, "train")}
     same = scored_metadata(score).get("fingerprint") == fingerprint(tokenizer)
     table = None if same else token_bytes(tokenizer)
@@ -236,8 +237,8 @@ def run_ntp(config: Config) -> Path:
     knobs = config.ntp
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ForethinkError("forethink ntp runs in one process; start it without torchrun or accelerate.")
-    shards = scored_shards(Path(config.run) / "score")
-    problems = Path(config.run) / "problems" / "train.parquet"
+    shards = scored_shards(stage_folder(config, "score"))
+    problems = stage_folder(config, "problems") / "train.parquet"
     if not problems.is_file():
         raise ForethinkError(f"{problems}: no such problems; run `forethink problems` with the same run=… first.")
     amount, sources = _budget(config)
