@@ -242,6 +242,12 @@ def test_an_adapter_is_trained_and_another_start_is_taken(home: Path, whole, tin
     folder = run_ntp(settings(home, "ntp.name=onto", f"ntp.start={home / 'lora' / 'model'}", *again))
     ours = load_file(folder / "model" / "model.safetensors")
     assert torch.allclose(ours["model.layers.0.mlp.up_proj.weight"], merged.model.layers[0].mlp.up_proj.weight)
+    more = ("ntp.name=more", f"ntp.start={home / 'lora' / 'model'}", "ntp.lora_rank=4", *again)
+    places = (run_ntp(settings(home, *more)), home / "lora")
+    ours, theirs = (load_file(place / "model" / "adapter_model.safetensors") for place in places)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+    with pytest.raises(ForethinkError, match="adapter on an adapter"):
+        run_ntp(settings(home, "ntp.name=other", f"ntp.start={home / 'lora' / 'model'}", "ntp.lora_rank=2", *again))
 
 
 def test_another_tokenizer_encodes_the_documents_anew(home: Path, tmp_path: Path, smollm2_tokenizer) -> None:

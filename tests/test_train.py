@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +24,10 @@ from forethink.records import read_problems, write_problems
 from forethink.rescore import rescore
 from forethink.rewards import load_reward
 from forethink.rundir import RunDir, read_jsonl
-from forethink.training.checkpoints import newest_checkpoint
+from forethink.training.checkpoints import newest_checkpoint, save_model, with_lora
 from forethink.training.progress import Progress
 from forethink.training.settings import grpo_settings, training_order
-from forethink.training.train import run_train
+from forethink.training.train import Stage, run_stage, run_train
 from forethink.types import ForethinkError
 from trainers import make_problems, prepare, train_in_child, train_settings
 
@@ -175,6 +177,34 @@ def test_an_adapter_is_saved_and_loads_as_one(home) -> None:
     assert {name for (name, one), other in pairs if not torch.equal(one, other)} == {
         name for name, _ in plain.named_parameters() if "proj" in name
     }
+
+
+def test_lora_of_the_same_rank_goes_on_with_the_warm_starts_adapter(home, tiny_llama, smollm2_tokenizer) -> None:
+    run = new_run(home, "lora-on-lora")
+    place = run / "warmup" / "model"
+    torch.manual_seed(3)
+    warm = with_lora(copy.deepcopy(tiny_llama), 4)
+    for name, parameter in warm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_model(warm, smollm2_tokenizer, place)
+    config = train_settings(run, "train.lora_rank=4", "train.steps=2", "train.precision=fp32", "rollout.max_tokens=4")
+    seen = {}
+
+    class Look(Stage):
+        def _train_and_save(self, trainer: Any, tokenizer: Any) -> None:
+            seen.update({name: p.clone() for name, p in trainer.engine.model.named_parameters()})
+            super()._train_and_save(trainer, tokenizer)
+
+    assert run_stage(Look, config, run / "train") == run / "train"
+    start = load_model(config.model.name, adapter=str(place), dtype="float32")
+    assert all(torch.equal(seen[name], p) for name, p in start.named_parameters())  # sampled from it merged
+    assert "model.safetensors" not in {path.name for path in (run / "train" / "model").iterdir()}
+    begun, ended = (load_file(folder / "adapter_model.safetensors") for folder in (place, run / "train" / "model"))
+    assert begun.keys() == ended.keys()
+    # Adam at the test's learning rate moves a weight by at most that a step: these are the warm start's own weights.
+    moved = max(float((begun[name] - ended[name]).abs().max()) for name in begun)
+    assert 0 < moved <= 2.5 * config.train.learning_rate + 1e-6
 
 
 def test_the_warm_start_is_taken_where_there_is_one(home, tiny_llama, smollm2_tokenizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +33,33 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def with_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
-    """The model with fresh LoRA adapters of a rank on every linear layer below the head (alpha = 2 · rank)."""
-    from peft import get_peft_model
+def with_lora(model: PreTrainedModel, rank: int, adapter: str | None = None) -> PreTrainedModel:
+    """The model with LoRA adapters on every linear layer below the head, to be trained (alpha = 2 · rank).
 
-    adapted: PreTrainedModel = get_peft_model(model, lora_config(rank))
-    return adapted
+    Args:
+        model: changed in place.
+        rank: of fresh adapters.
+        adapter: a folder of adapters to go on with instead of fresh ones.
+    """
+    from peft import PeftModel, get_peft_model
+
+    if adapter is None:
+        return cast(PreTrainedModel, get_peft_model(model, lora_config(rank)))
+    return cast(PreTrainedModel, PeftModel.from_pretrained(model, adapter, is_trainable=True))
+
+
+def goes_on(adapter: str | None, rank: int) -> bool:
+    """Whether training with LoRA of this rank goes on with an adapter, rather than merge it and begin another.
+
+    An adapter of the same rank is gone on with: the result then loads onto the same model as it did.
+    """
+    if adapter is None or not rank:
+        return False
+    try:
+        made = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # loading it says what is wrong
+    return bool(made.get("r") == rank)
 
 
 def lora_config(rank: int) -> object:
@@ -45,6 +67,12 @@ def lora_config(rank: int) -> object:
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy, LoRA adapters merged into the weights below them."""
+    own = copy.deepcopy(model)
+    return cast(PreTrainedModel, cast(Any, own).merge_and_unload() if hasattr(own, "merge_and_unload") else own)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, whole: bool = False) -> None:
@@ -59,8 +87,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     Raises:
         ForethinkError: the folder cannot be written.
     """
-    if whole and hasattr(model, "merge_and_unload"):
-        model = cast(Any, copy.deepcopy(model)).merge_and_unload()
+    if whole:
+        model = merged(model)
     torn = folder.with_name(f".{folder.name}")
     shutil.rmtree(torn, ignore_errors=True)
     try:

@@ -33,7 +33,7 @@ from forethink.records import read_problems, read_scored, scored_metadata, score
 from forethink.rundir import RunDir, hash_file
 from forethink.spent import stage_total, totals
 from forethink.tokens import document_start, encode_document, token_bytes
-from forethink.training.checkpoints import Keep, with_lora
+from forethink.training.checkpoints import Keep, goes_on, with_lora
 from forethink.training.forward import base_of
 from forethink.training.progress import LINE_EVERY, Bar
 from forethink.training.supervised import Log, SupervisedTrainer, train_to_end
@@ -198,13 +198,16 @@ def _budget(config: Config) -> tuple[float, dict[str, str]]:
 
 
 def _start(config: Config) -> tuple[str, str | None]:
-    """The weights training starts from: a model, and an adapter to merge into it."""
+    """The weights training starts from: a model, and an adapter that it goes on with or merges (`goes_on`)."""
     start = config.ntp.start
     name, adapter = config.model.name, config.model.adapter
     if start is not None:
         name, adapter = (name, start) if (Path(start) / "adapter_config.json").is_file() else (start, None)
-    if adapter is not None and config.ntp.lora_rank:
-        raise ForethinkError(f"{adapter}: an adapter on an adapter cannot be loaded again; set ntp.lora_rank=0.")
+    if adapter is not None and config.ntp.lora_rank and not goes_on(adapter, config.ntp.lora_rank):
+        raise ForethinkError(
+            f"{adapter}: an adapter on an adapter cannot be loaded again; set ntp.lora_rank to its rank, to go "
+            "on with it, or to 0."
+        )
     return name, adapter
 
 
@@ -258,10 +261,12 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
     window = min(knobs.window, knobs.batch)
     windows = windows_of(_documents(config, tokenizer), document_start(tokenizer), window, f"{config.run}/problems")
     steps = Steps(windows, knobs.batch, config.seed)
+    more = goes_on(adapter, knobs.lora_rank)
     model = load_model(
-        start, adapter=adapter, dtype=torch.float32, device=config.model.device, trust_remote_code=trust
-    )
-    trained = with_lora(model, knobs.lora_rank) if knobs.lora_rank else model
+        start, adapter=None if more else adapter, dtype=torch.float32, device=config.model.device,
+        trust_remote_code=trust,
+    )  # fmt: skip
+    trained = with_lora(model, knobs.lora_rank, adapter if more else None) if knobs.lora_rank else model
     cost = Flops.of(base_of(trained))
     one = sum(price(cost, knobs.budget, len(example.ids)) for example in steps[0])
     if knobs.budget != "seconds" and one > amount:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -64,12 +63,14 @@ class Stage:
 
     def __init__(self, config: Config, path: Path) -> None:
         from forethink.models import model_inputs
+        from forethink.training.checkpoints import goes_on
 
         self.config, self.path = config, path
         self.main = int(os.environ.get("RANK", "0")) == 0
         self.checkpoints = self.path / "checkpoints"
         inputs = self._inputs()
         self.start, self.adapter = self._start()
+        self.goes_on = goes_on(self.adapter, config.train.lora_rank)
         inputs |= model_inputs(self.start)
         inputs |= model_inputs(self.adapter) if self.adapter is not None else {}
         self.run = RunDir(self.path, self.name, config, self.sections, inputs) if self.main else None
@@ -93,7 +94,7 @@ class Stage:
         return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "done"
 
     def _start(self) -> tuple[str, str | None]:
-        """The weights training starts from: a model, and an adapter to merge into it."""
+        """The weights training starts from: a model, and an adapter that it goes on with or merges (`goes_on`)."""
         warm = stage_folder(self.config, "warmup") / "model"
         start = self.config.train.start or (str(warm) if warm.is_dir() else None)
         if start is None:
@@ -108,6 +109,7 @@ class Stage:
         from transformers.utils import logging
 
         from forethink.models import keep_memory
+        from forethink.training.forward import base_of
         from forethink.training.settings import grpo_settings, training_order
 
         keep_memory()
@@ -121,7 +123,7 @@ class Stage:
         order = training_order(len(problems), self.config.train.steps, self.config.train.problems, self.config.seed)
         # settings.device is this process's own; reading it starts the process group.
         model = self._model(torch.float32, str(settings.device))
-        engine, hooks = self._engine(model, tokenizer), self._hooks(model, tokenizer)
+        engine, hooks = self._engine(model, tokenizer), self._hooks(base_of(model), tokenizer)
         trainer = make_trainer(self.config, problems, order, settings, tokenizer, model, engine, hooks)
         trainer.on_groups = self._write_samples
         self._train_and_save(trainer, tokenizer)
@@ -163,6 +165,7 @@ class Stage:
         import torch
 
         from forethink.models import load_model
+        from forethink.training.checkpoints import with_lora
 
         knobs = self.config.train
         if knobs.precision == "pure_bf16":
@@ -173,25 +176,27 @@ class Stage:
                     f"{knobs.learning_rate:g} nearly whole: an update under half a unit in the last place is lost; "
                     "use bf16, which keeps fp32 master weights"
                 )
-        return load_model(
+        model = load_model(
             self.start,
-            adapter=self.adapter,
+            adapter=None if self.goes_on else self.adapter,
             dtype=dtype,
             device=device,
             trust_remote_code=self.config.model.trust_remote_code,
         )
+        return with_lora(model, knobs.lora_rank, self.adapter) if self.goes_on else model
 
     def _engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
         """The engine over weights of its own: the trainer changes how its model is called."""
         import torch
 
         from forethink.rollout import make_engine
+        from forethink.training.checkpoints import merged
 
         rollout, stop = self.config.rollout, self._stop(tokenizer)
         thought_open = self._template().opens_thought(tokenizer)
         if rollout.engine == "vllm" and self.adapter is None:
             return make_engine(rollout, self.start, tokenizer, stop, thought_open=thought_open)
-        twin = copy.deepcopy(model)
+        twin = merged(model)
         dtype = torch.float32 if self.config.train.precision == "fp32" else torch.bfloat16
         for parameter in twin.parameters():  # not .to(dtype): buffers such as rotary frequencies stay precise
             parameter.requires_grad_(False)
@@ -223,7 +228,7 @@ class Stage:
                 self.run.truncate(log, lambda record: record["step"] <= done)
             if checkpoint is not None:
                 print(f"resuming from step {done}", file=sys.stderr, flush=True)
-        whole = self.adapter is not None  # an adapter upon merged weights would load onto others
+        whole = self.adapter is not None and not self.goes_on  # an adapter upon merged weights would load onto others
         progress = Progress(self.run, self.config.train.degenerate_alarm, self.remedy)
         trainer.add_callback(progress)
         every = self.config.train.keep_every
@@ -261,11 +266,12 @@ def make_trainer(
         order: indices of problems in training order, a whole number of steps (see `settings.training_order`).
         settings: TRL's configuration, from `settings.grpo_settings`.
         tokenizer: the policy's.
-        model: fp32 master weights, changed in place.
+        model: fp32 master weights, changed in place; with LoRA adapters already where training goes on with them.
         engine: over weights of its own.
         hooks: how problems are asked, read and judged; `next_token_hooks` when absent.
     """
     from datasets import Dataset
+    from peft import PeftModel
     from transformers import PrinterCallback
 
     from forethink.tokens import document_start
@@ -279,7 +285,7 @@ def make_trainer(
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(order), "index": order}),
         processing_class=tokenizer,
-        peft_config=lora_config(knobs.lora_rank) if knobs.lora_rank else None,
+        peft_config=lora_config(knobs.lora_rank) if knobs.lora_rank and not isinstance(model, PeftModel) else None,
         problems=problems,
         engine=engine,
         hooks=hooks or next_token_hooks(config, model, tokenizer),
