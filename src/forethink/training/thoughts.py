@@ -13,6 +13,7 @@ then the same sequence the model has just read.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,19 @@ WORDINGS: dict[str, tuple[Wording, ...]] = {
 _WEIGHTS = (6, 1, 1)
 
 
+def restated(context: Sequence[int], tail: int, rng: random.Random) -> Sequence[int]:
+    """The end of the context, from its most distinctive token among the last ``tail // 2`` to ``2 · tail``.
+
+    A fixed number of tokens would have to be counted back, and a model that counts stops copying by number, short of
+    the end. From a token that occurs nowhere else the copy cannot continue another place of the context; and since its
+    length varies, only the end of the context itself tells where to stop.
+    """
+    counts = Counter(context)
+    lengths = range(max(1, tail // 2), 2 * tail + 1)
+    within = [length for length in lengths if length <= len(context)] or [len(context)]
+    return context[-min(within, key=lambda length: (counts[context[-length]], rng.random())) :]
+
+
 def thought(
     context: Sequence[int],
     own: Candidates,
@@ -57,8 +71,8 @@ def thought(
     tail: int,
     hypotheses: int,
     rng: random.Random,
-) -> list[int]:
-    """Token ids of a reply: the restated end, the policy's candidates, its arg-max in the box.
+) -> tuple[list[int], list[int]]:
+    """A reply: the restated end, the policy's candidates, its arg-max in the box.
 
     Args:
         context: the document's token ids before the position.
@@ -66,19 +80,26 @@ def thought(
         token_bytes: bytes of every token id, for the box's escapes.
         encode: bytes → token ids of a continuation.
         style: "steps" or "candidates", the template's.
-        tail: tokens of the end that are written down again.
+        tail: about how many tokens of the end are written down again; see `restated`.
         hypotheses: candidates listed at most; those under a tenth of the first one's probability are left out.
-        rng: chooses the wording.
+        rng: chooses the wording and the length of the end.
+
+    Returns:
+        The reply's token ids, and which of them (their indices) are its decisions: where the restated end is gone on
+        from, and what the box holds. The rest is form, and is learnt long before these.
     """
     wording = rng.choices(WORDINGS[style], _WEIGHTS)[0]
     best = own.ids[0]
     floor = own.probabilities[0] / 10
     others = [t for t, p in zip(own.ids[1:hypotheses], own.probabilities[1:hypotheses], strict=True) if p >= floor]
-    ids = [*encode(wording.opening.encode()), *context[-tail:], best]
+    ids = [*encode(wording.opening.encode()), *restated(context, tail, rng), best]
+    decisions = [len(ids) - 1]
     for token in others:
         ids += [*encode(wording.between.encode()), token]
     boxed = write(token_bytes[best])
     inner = boxed.removeprefix(b"\\boxed{").removesuffix(b"}")
     # The token itself where the box holds it as it is, so that the box repeats what the thought decided on.
     middle = [best] if inner == token_bytes[best] else encode(inner)
-    return [*ids, *encode((wording.verdict + " \\boxed{").encode()), *middle, *encode(b"}")]
+    ids += encode((wording.verdict + " \\boxed{").encode())
+    decisions += range(len(ids), len(ids) + len(middle))
+    return [*ids, *middle, *encode(b"}")], decisions
