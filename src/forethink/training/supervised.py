@@ -39,28 +39,10 @@ from forethink.types import ForethinkError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, and the index of the first one that is learnt (1 for a plain document).
-
-    ``stressed`` are indices of tokens whose loss counts ``stress`` times.
-    """
+    """Token ids, and the index of the first one that is learnt (1 for a plain document)."""
 
     ids: tuple[int, ...]
     start: int
-    stressed: tuple[int, ...] = ()
-    stress: float = 1.0
-
-    @property
-    def weight(self) -> float:
-        """The sum of the learnt tokens' weights."""
-        return len(self.ids) - self.start + (self.stress - 1) * len(self.stressed)
-
-    def loss(self, logprobs: Tensor) -> Tensor:
-        """Weighted sum of −log p; ``logprobs`` are the learnt tokens', [R]."""
-        total = -logprobs.sum()
-        if self.stressed:
-            rows = torch.tensor(self.stressed, device=logprobs.device) - self.start
-            total = total - (self.stress - 1) * logprobs[rows].sum()
-        return total
 
 
 class Examples(Dataset[Example]):
@@ -79,8 +61,8 @@ class Examples(Dataset[Example]):
 class SupervisedTrainer(Trainer):
     """transformers' Trainer over `Examples`, in their given order, with shared prefixes.
 
-    The loss is the (weighted) mean negative log-likelihood over all learnt tokens of an optimiser step, whatever its
-    split into micro-batches. A gradient that is no number stops training before the optimiser sees it.
+    The loss is the mean negative log-likelihood over all learnt tokens of an optimiser step, whatever its split into
+    micro-batches. A gradient that is no number stops training before the optimiser sees it.
 
     Args:
         spent: where tokens, FLOPs and seconds are counted, cumulative; a new counter where absent.
@@ -102,7 +84,7 @@ class SupervisedTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
 
     def _get_num_items_in_batch(self, batch_samples: list[list[Example]], device: torch.device) -> Tensor:
-        learnt = sum(e.weight for micro in batch_samples for e in micro)
+        learnt = sum(len(e.ids) - e.start for micro in batch_samples for e in micro)
         return self.accelerator.gather(torch.tensor(learnt, device=device)).sum()
 
     def _prepare_inputs(self, inputs: list[Example]) -> list[Example]:  # type: ignore[override]
@@ -115,15 +97,15 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Weighted sum of −log p over the micro-batch's learnt tokens, over the step's sum of weights."""
+        """Sum of −log p over the micro-batch's learnt tokens, over the step's number of learnt tokens."""
         sequences = [example.ids for example in inputs]
         packs = self.packer(sequences, [example.start for example in inputs])
         logprobs, _ = packed(model, packs, len(sequences))
         for one in packs:
             self.spent["tokens/update"] += len(one.ids_t)
             self.spent["flops/update"] += self.cost.train(len(one.ids_t), one.pairs, len(one.targets))
-        total = torch.stack([one.loss(lp) for one, lp in zip(inputs, logprobs, strict=True)]).sum()
-        count = num_items_in_batch if num_items_in_batch is not None else sum(one.weight for one in inputs)
+        total = -torch.cat(logprobs).sum()
+        count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in logprobs)
         return total * self.accelerator.num_processes / count  # DDP averages over processes; this is a sum
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float | None:

@@ -71,8 +71,8 @@ def thought(
     tail: int,
     hypotheses: int,
     rng: random.Random,
-) -> tuple[list[int], list[int]]:
-    """A reply: the restated end, the policy's candidates, its arg-max in the box.
+) -> list[int]:
+    """Token ids of a reply: the restated end, the policy's candidates, its arg-max in the box.
 
     Args:
         context: the document's token ids before the position.
@@ -83,23 +83,16 @@ def thought(
         tail: about how many tokens of the end are written down again; see `restated`.
         hypotheses: candidates listed at most; those under a tenth of the first one's probability are left out.
         rng: chooses the wording and the length of the end.
-
-    Returns:
-        The reply's token ids, and which of them (their indices) are its decisions: where the restated end is gone on
-        from, and what the box holds. The rest is form, and is learnt long before these.
     """
     wording = rng.choices(WORDINGS[style], _WEIGHTS)[0]
     best = own.ids[0]
     floor = own.probabilities[0] / 10
     others = [t for t, p in zip(own.ids[1:hypotheses], own.probabilities[1:hypotheses], strict=True) if p >= floor]
     ids = [*encode(wording.opening.encode()), *restated(context, tail, rng), best]
-    decisions = [len(ids) - 1]
     for token in others:
         ids += [*encode(wording.between.encode()), token]
     boxed = write(token_bytes[best])
     inner = boxed.removeprefix(b"\\boxed{").removesuffix(b"}")
     # The token itself where the box holds it as it is, so that the box repeats what the thought decided on.
     middle = [best] if inner == token_bytes[best] else encode(inner)
-    ids += encode((wording.verdict + " \\boxed{").encode())
-    decisions += range(len(ids), len(ids) + len(middle))
-    return [*ids, *middle, *encode(b"}")], decisions
+    return [*ids, *encode((wording.verdict + " \\boxed{").encode()), *middle, *encode(b"}")]

@@ -169,12 +169,11 @@ class _Stage:
             batch = chosen[start : start + 64]
             for problem, own in zip(batch, self._candidates(batch, self.settings.candidates), strict=True):
                 prompt = self.template.render(problem, self.tokenizer)
-                reply, decisions = thought(
+                reply = thought(
                     problem.context_ids, own, self.table, encode, self.template.style, self.settings.tail,
                     self.settings.candidates, rng,
                 )  # fmt: skip
-                stressed = tuple(len(prompt) + index for index in decisions)
-                made.append(Example((*prompt, *reply, *end), len(prompt), stressed, self.settings.stress))
+                made.append(Example((*prompt, *reply, *end), len(prompt)))
         return made
 
     def train(self, examples: list[Any]) -> dict[str, Any]:
