@@ -70,6 +70,8 @@ class VllmEngine:
             "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, temperature applied
             **options,
         }
+        # Names that share a weight: {"lm_head.weight": "model.embed_tokens.weight"} and the like.
+        self._tied: dict[str, str] = dict(_shell(model).all_tied_weights_keys)
         with tempfile.TemporaryDirectory() as folder:
             if not isinstance(model, str):
                 model.save_pretrained(folder)
@@ -88,6 +90,11 @@ class VllmEngine:
         def items() -> Iterator[tuple[str, Tensor]]:
             for name, tensor in state.items():
                 yield name, tensor.detach()
+            # A head that is tied to the embeddings has a packed copy of its own in the CPU build, which only its own
+            # name renews; a model's parameters are named once.
+            for name, source in self._tied.items():
+                if name not in state:
+                    yield name, state[source].detach()
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": items(), "is_checkpoint_format": True})
         self.forget()
@@ -134,3 +141,15 @@ class VllmEngine:
                     break
             rows[index].append(row)
         return [[row.completion(problems[row.prompt], self._version) for row in group] for group in rows]
+
+
+def _shell(model: PreTrainedModel | str) -> PreTrainedModel:
+    """The model, or one of its kind without weights."""
+    if not isinstance(model, str):
+        return model
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    return made
