@@ -111,13 +111,13 @@ class Warmup(_Section):
     skip_box_rate: float = Field(
         default=0.9, ge=0, le=1
     )  # skipped where the untrained policy boxes at least this share
-    examples: int = Field(default=6000, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
+    examples: int = Field(default=2400, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)  # for LoRA; all weights bear about a thirtieth of it
     batch: int = Field(default=16, ge=1)  # examples a step; small ones learn the form soonest
     micro_batch: int = Field(default=16, ge=1)  # examples a backward pass, of one document where it has as many
     tail: int = Field(default=6, ge=1)  # a thought restates half to twice as many tokens of the context's end
-    candidates: int = Field(default=3, ge=1)  # hypotheses listed in a thought
-    lora_rank: int = Field(default=0, ge=0)  # 0: full weights
+    candidates: int = Field(default=2, ge=1)  # hypotheses listed in a thought
+    lora_rank: int = Field(default=16, ge=0)  # 0: full weights, which forget more of what the model knew
     probe_every: int = Field(default=100, ge=1)  # steps between probes on held-out positions
     probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time
