@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
@@ -12,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from forethink.config import load_config
+from forethink.models import load_model
 from forethink.rundir import RunDir
+from forethink.training.checkpoints import save_model, with_lora
 
 ROOT = Path(__file__).parents[1]
 COLLECT = str(ROOT / "results" / "collect.py")
+ADAPTER = str(ROOT / "results" / "adapter.py")
 PAGE = ROOT / "docs" / "results.md"
 
 
@@ -182,3 +188,26 @@ def test_collecting_nothing_is_one_sentence(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode and "no such run" in result.stderr and "Traceback" not in result.stderr
     assert not (tmp_path / "x.json").exists()
+
+
+def test_a_small_adapter_is_the_same_but_for_rounding(tmp_path, tiny_llama, smollm2_tokenizer) -> None:
+    adapted = with_lora(copy.deepcopy(tiny_llama), 4)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    save_model(adapted, smollm2_tokenizer, tmp_path / "model")
+    command = [sys.executable, ADAPTER]
+    subprocess.run([*command, str(tmp_path / "model"), "small", "--out", str(tmp_path)], check=True)
+    whole, small = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("model", "small"))
+    assert whole.keys() == small.keys()
+    assert all(torch.equal(small[name], whole[name].to(torch.bfloat16)) for name in whole)
+    config = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2" and str(tmp_path) not in json.dumps(config)
+    tiny_llama.save_pretrained(tmp_path / "base")
+    first, second = (
+        load_model(str(tmp_path / "base"), adapter=str(tmp_path / name), dtype="float32")
+        for name in ("model", "small")
+    )
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.allclose(mine, theirs, atol=1e-2) for mine, theirs in pairs)
+    assert subprocess.run([*command, str(tmp_path), "none"], check=False).returncode == 1
