@@ -164,6 +164,16 @@ def test_an_interrupt_leaves_a_checkpoint_to_go_on_from(home) -> None:
     assert newest_checkpoint(run / "train" / "checkpoints") is not None
 
 
+def test_a_limit_makes_every_pass_one_over_the_same_few_problems(home) -> None:
+    run = new_run(home, "limit")
+    few = ("train.limit=2", "train.problems=2", "train.steps=3", "train.dynamic_sampling_from=none")
+    run_train(train_settings(run, *few))
+    seen: dict[int, set[str]] = {}
+    for record in read_jsonl(run / "train" / "samples.jsonl"):
+        seen.setdefault(record["step"], set()).add(record["problem"])
+    assert len(seen) == 3 and len(seen[1]) == 2 and seen[1] == seen[2] == seen[3]
+
+
 def test_an_adapter_is_saved_and_loads_as_one(home) -> None:
     run = new_run(home, "lora")
     config = train_settings(run, "train.lora_rank=4", "train.steps=2", "train.precision=bf16")

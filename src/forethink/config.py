@@ -129,6 +129,7 @@ class Train(_Section):
     start: str | None = None  # a model folder; the run's warm start when there is one, else the policy
     steps: int = Field(default=100, ge=1)
     problems: int = Field(default=16, ge=1)  # problems a step, over all processes
+    limit: int | None = Field(default=None, ge=1)  # train on at most this many problems, drawn at random
     learning_rate: float = Field(default=1e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)

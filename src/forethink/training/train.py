@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import sys
 from collections import Counter
@@ -140,6 +141,10 @@ class Stage:
                 f"{self.problems_folder}: its problems were made with another tokenizer than that of {self.start}; "
                 "make them again with this policy."
             )
+        limit = self.config.train.limit
+        if limit is not None and limit < len(problems):
+            chosen = random.Random(self.config.seed).sample(range(len(problems)), limit)
+            problems = [problems[i] for i in sorted(chosen)]
         return problems
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
