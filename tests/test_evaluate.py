@@ -15,13 +15,13 @@ import torch
 
 from forethink.config import Config, load_config
 from forethink.evaluate import compare, run_eval
-from forethink.evaluate.accuracy import opening, perplexity, plain_pass
+from forethink.evaluate.accuracy import perplexity, plain_pass
 from forethink.evaluate.tables import draw, show, splits
 from forethink.models import fingerprint
 from forethink.problems import write_problems
 from forethink.rollout.scripted import ScriptedEngine
 from forethink.templates import box_closed, write
-from forethink.tokens import encode_document, token_bytes
+from forethink.tokens import document_start, encode_document, token_bytes
 from forethink.types import ForethinkError, Problem
 
 ENTROPIES = (0.3, 0.7, 1.2, 1.8)
@@ -300,7 +300,7 @@ def test_another_base_sets_the_difficulty(setting, smollm2_tokenizer, model_fold
     own = config(eval__base=str(model_folder), eval__thresholds=[2.6, 2.7], eval__positions=1000)
     positions = _positions(run_eval(own, _scripted(lambda *_: b"x", smollm2_tokenizer, 1)))
     ordered = sorted(problems.values(), key=lambda p: (p.document, p.index))
-    figures = plain_pass(tiny_llama, ordered, opening(smollm2_tokenizer))
+    figures = plain_pass(tiny_llama, ordered, document_start(smollm2_tokenizer))
     expected = {p.id: one.entropy for p, one in zip(ordered, figures, strict=True) if one.entropy > 2.6}
     assert 0 < len(expected) < len(problems)
     assert {p["problem"]: p["entropy"] for p in positions} == pytest.approx(expected)

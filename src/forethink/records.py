@@ -3,18 +3,20 @@
 The columns of a file are the fields of the record (:class:`~forethink.types.ScoredDocument`,
 :class:`~forethink.types.Problem`), in their order. Token ids and byte ends are 32-bit integers, entropies and
 log-probabilities 32-bit floats (nats), text is binary because a token may end inside a UTF-8 character.
-The same records and metadata always give the same bytes, and a file is written whole or not at all.
+The same records and metadata always give the same bytes, and a file is written whole or not at all. Samples are lines
+of JSON (`sample_record`).
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forethink.rundir import write_atomic
-from forethink.types import ForethinkError, Problem, ScoredDocument, first_line
+from forethink.types import Answer, Completion, ForethinkError, Outcome, Problem, ScoredDocument, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,3 +191,40 @@ def read_problems(folder: Path, split: str = "train") -> list[Problem]:
 def problems_metadata(folder: Path, split: str = "train") -> dict[str, str]:
     """The metadata that :func:`write_problems` was given: policy, tokenizer fingerprint, seed."""
     return _metadata(_split_file(folder, split), Problem)
+
+
+def sample_record(
+    step: int,
+    problem: str,
+    prompt_tokens: int,
+    completion: Completion,
+    answer: Answer,
+    result: Outcome,
+    reward: float | None,
+) -> dict[str, Any]:
+    """One line of ``samples.jsonl``.
+
+    Args:
+        step: the update it was sampled for, from 1; 0 in an evaluation.
+        problem: the problem's id.
+        prompt_tokens: length of its prompt.
+        completion: as sampled; its bytes are kept in base64 beside the text.
+        answer: as read.
+        result: as judged.
+        reward: as given; None where none was.
+    """
+    return {
+        "step": step,
+        "problem": problem,
+        "sample": completion.sample,
+        "text": completion.text.decode("utf-8", errors="backslashreplace"),
+        "bytes": base64.b64encode(completion.text).decode(),
+        "prompt_tokens": prompt_tokens,
+        "tokens": len(completion.token_ids),
+        "finish": completion.finish.value,
+        "status": answer.status.value,
+        "prediction": base64.b64encode(answer.prediction).decode(),
+        "thought": answer.thought,
+        "outcome": result.value,
+        "reward": reward,
+    }

@@ -14,13 +14,14 @@ import torch
 from forethink.config import Config
 from forethink.head import head_logits, head_logprobs
 from forethink.packing import Pack, body_states
+from forethink.records import sample_record
 from forethink.rewards import outcome, right_if_stripped
 from forethink.rollout import Engine
 from forethink.rundir import RunDir, read_jsonl
 from forethink.scoring.entropy import position_stats
 from forethink.templates import Template, expressible, read
 from forethink.training.forward import Packer
-from forethink.types import Answer, Completion, Outcome, Problem, Status
+from forethink.types import Answer, Outcome, Problem, Status
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,12 +56,6 @@ class Plain:
     context_logprob: float
     context_tokens: int
     top: tuple[tuple[int, float], ...] = ()
-
-
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The begin-of-sequence id that this tokenizer puts before a text of its own accord, or nothing."""
-    first = list(tokenizer("a")["input_ids"])[:1]
-    return first if first == [tokenizer.bos_token_id] else []
 
 
 def _batches(problems: Sequence[Problem]) -> Iterator[list[Problem]]:
@@ -177,28 +172,6 @@ def perplexity(figures: Iterable[Plain]) -> tuple[float | None, int]:
     return (math.exp(-total / tokens) if tokens else None), tokens
 
 
-def sample_record(
-    problem: Problem, prompt_tokens: int, completion: Completion, answer: Answer, step: int = 0
-) -> Record:
-    """One line of ``samples.jsonl``; the reward is the prefix match."""
-    result = outcome(answer, problem)
-    return {
-        "step": step,
-        "problem": problem.id,
-        "sample": completion.sample,
-        "text": completion.text.decode("utf-8", errors="backslashreplace"),
-        "bytes": base64.b64encode(completion.text).decode(),
-        "prompt_tokens": prompt_tokens,
-        "tokens": len(completion.token_ids),
-        "finish": completion.finish.value,
-        "status": answer.status.value,
-        "prediction": base64.b64encode(answer.prediction).decode(),
-        "thought": answer.thought,
-        "outcome": result.value,
-        "reward": float(result is Outcome.RIGHT),
-    }
-
-
 def sample_positions(
     run: RunDir,
     config: Config,
@@ -239,7 +212,9 @@ def sample_positions(
         for problem, prompt, group in zip(chunk, prompts, groups, strict=True):
             for one in group:
                 answer = read(one.text, finish=one.finish, thought_open=opened, tokens=len(one.token_ids))
-                records.append(sample_record(problem, len(prompt), one, answer))
+                result = outcome(answer, problem)
+                reward = float(result is Outcome.RIGHT)  # the prefix match, whatever it was trained with
+                records.append(sample_record(0, problem.id, len(prompt), one, answer, result, reward))
         run.append("samples", records)
         if advance is not None:
             advance(len(chunk))

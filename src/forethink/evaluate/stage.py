@@ -107,14 +107,15 @@ def _entropies(
         return {problem.id: problem.entropy for problem in problems}
     kept = run.path / "entropies.json"
     if not kept.exists():
-        from forethink.evaluate.accuracy import opening, plain_pass
+        from forethink.evaluate.accuracy import plain_pass
         from forethink.models import load_model
+        from forethink.tokens import document_start
 
         knobs = config.model
         tokenizer = _tokenizer(config, base, metadata.get("fingerprint"), file)
         model = load_model(base, dtype=knobs.dtype, device=knobs.device, trust_remote_code=knobs.trust_remote_code)
         with _progress(f"entropy under {base}", len(problems)) as advance:
-            figures = plain_pass(model, problems, opening(tokenizer), config.score.top_k, advance, run.warn)
+            figures = plain_pass(model, problems, document_start(tokenizer), config.score.top_k, advance, run.warn)
         found = {problem.id: one.entropy for problem, one in zip(problems, figures, strict=True)}
         write_atomic(kept, json.dumps(found))
     return dict(json.loads(kept.read_text(encoding="utf-8")))
@@ -150,9 +151,9 @@ def _evaluate(
     run: RunDir, config: Config, file: Path, split: str, problems: list[Problem], engine: Engine | None
 ) -> Record:
     """Everything but the comparisons: positions, completions, figures."""
-    from forethink.evaluate.accuracy import opening, perplexity, position_records, sample_positions
+    from forethink.evaluate.accuracy import perplexity, position_records, sample_positions
     from forethink.rollout import make_engine
-    from forethink.tokens import token_bytes
+    from forethink.tokens import document_start, token_bytes
 
     metadata = problems_metadata(file)
     problems = sorted(problems, key=lambda problem: (problem.document, problem.index))
@@ -164,7 +165,7 @@ def _evaluate(
     _report_draw(run, config, entropies, drawn)
     problems = [problem for problem in problems if problem.id in drawn]
     model = load()
-    figures = _plain(run, config, problems, model, opening(tokenizer))
+    figures = _plain(run, config, problems, model, document_start(tokenizer))
 
     def sampler() -> Engine:
         opened = template.opens_thought(tokenizer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from forethink.records import sample_record
 from forethink.rewards import degenerate, outcome, right_if_stripped
 from forethink.templates import box_opens
 from forethink.types import Answer, Completion, Finish, Outcome, Problem, Question, Status
@@ -187,23 +187,7 @@ def pooled(everyone: Sequence[dict[str, float]]) -> dict[str, float]:
 def sample_records(step: int, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """The lines of ``samples.jsonl``, one a completion. ``step`` counts updates from 1."""
     return [
-        {
-            "step": step,
-            "problem": group.problem.id,
-            "sample": completion.sample,
-            "text": completion.text.decode("utf-8", errors="backslashreplace"),
-            "bytes": base64.b64encode(completion.text).decode(),
-            "prompt_tokens": len(group.prompt),
-            "tokens": len(completion.token_ids),
-            "finish": completion.finish.value,
-            "status": answer.status.value,
-            "prediction": base64.b64encode(answer.prediction).decode(),
-            "thought": answer.thought,
-            "outcome": result.value,
-            "reward": reward,
-        }
+        sample_record(step, group.problem.id, len(group.prompt), *one)
         for group in groups
-        for completion, answer, result, reward in zip(
-            group.completions, group.answers, group.outcomes, group.rewards, strict=True
-        )
+        for one in zip(group.completions, group.answers, group.outcomes, group.rewards, strict=True)
     ]
