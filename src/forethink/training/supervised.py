@@ -210,7 +210,7 @@ def supervise(
         remove_unused_columns=False,
         dataloader_drop_last=True,
     )
-    trained = with_lora(model, lora_rank) if lora_rank else model
+    trained = with_lora(model, lora_rank, seed=seed) if lora_rank else model
     trainer = SupervisedTrainer(model=trained, args=arguments, train_dataset=Examples(examples), spent=spent)
     log = Log(run, trainer, stop)
     done = train_to_end(trainer, log, tokenizer, run)

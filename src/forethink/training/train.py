@@ -169,8 +169,7 @@ class Stage:
     def _model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         import torch
 
-        from forethink.models import load_model
-        from forethink.training.checkpoints import with_lora
+        from forethink.training.checkpoints import load_start
 
         knobs = self.config.train
         if knobs.precision == "pure_bf16":
@@ -181,14 +180,10 @@ class Stage:
                     f"{knobs.learning_rate:g} nearly whole: an update under half a unit in the last place is lost; "
                     "use bf16, which keeps fp32 master weights"
                 )
-        model = load_model(
-            self.start,
-            adapter=None if self.goes_on else self.adapter,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=self.config.model.trust_remote_code,
+        trust = self.config.model.trust_remote_code
+        return load_start(
+            self.start, self.adapter, knobs.lora_rank, dtype=dtype, device=device, trust_remote_code=trust
         )
-        return with_lora(model, knobs.lora_rank, self.adapter) if self.goes_on else model
 
     def _engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
         """The engine over weights of its own: the trainer changes how its model is called."""
