@@ -126,9 +126,11 @@ def cost(data: Record) -> str:
             steps = spent.get("steps") or spent.get("step")
             generated = spent.get("tokens/generated")
             where = f"{name}/{one['folder']}{status}"
+            # A record's seconds are those of its last process; what was spent is kept over an interruption.
+            seconds = max(filter(None, (one["seconds"], spent.get("seconds"))), default=None)
             rows.append(
                 [where, one["stage"], str(one["seed"]), number(steps), number(total or None), number(generated),
-                 number(one["seconds"])]
+                 number(seconds)]
             )  # fmt: skip
     head = ["folder", "stage", "seed", "steps", "FLOPs", "tokens generated", "seconds"]
     return grid(head, rows)
