@@ -117,7 +117,7 @@ class Warmup(_Section):
     micro_batch: int = Field(default=16, ge=1)  # examples a backward pass, of one document where it has as many
     tail: int = Field(default=6, ge=1)  # a thought restates half to twice as many tokens of the context's end
     candidates: int = Field(default=2, ge=1)  # hypotheses listed in a thought
-    lora_rank: int = Field(default=16, ge=0)  # 0: full weights, which forget more of what the model knew
+    lora_rank: int = Field(default=16, ge=0)  # 0: full weights
     probe_every: int = Field(default=100, ge=1)  # steps between probes on held-out positions
     probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time

@@ -164,7 +164,11 @@ def _report(console: Console, config: Config, evaluations: Mapping[str, Path]) -
     run = Path(config.run)
     both = quarters(read_jsonl(run / "train" / "metrics.jsonl"))
     if both is not None:
-        console.print(f"reward in training: {both[0]:.3f} in the first quarter of steps, {both[1]:.3f} in the last")
+        few, quarter = config.train.limit, config.train.steps // 4 * config.train.problems
+        same = f", over the same {few} positions" if few and quarter % few == 0 else ""
+        console.print(
+            f"reward in training: {both[0]:.3f} in the first quarter of steps, {both[1]:.3f} in the last{same}"
+        )
     problems = {problem.id: problem for problem in read_problems(run / "problems", "train")}
     group = telling_group(read_jsonl(run / "train" / "samples.jsonl"))
     if group and group[0]["problem"] in problems:
