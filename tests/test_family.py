@@ -85,7 +85,7 @@ def test_every_recipe_takes_three_real_steps(family: tuple[Path, list[Path]]) ->
         assert sum(line["groups/kept"] for line in lines) > 0 and max(line["grad_norm"] for line in lines) > 0, run
         assert max(line["boxed"] for line in lines) > 0.3 and max(line["reward"] for line in lines) > 0, run
         assert len(list(read_jsonl(run / "train" / "samples.jsonl"))) == 3 * 4 * 4  # equal budgets
-        assert (run / "train" / "model" / "model.safetensors").is_file()
+        assert (run / "train" / "model" / "adapter_model.safetensors").is_file()
 
 
 def test_all_stand_on_one_start(family: tuple[Path, list[Path]]) -> None:
@@ -98,7 +98,7 @@ def test_all_stand_on_one_start(family: tuple[Path, list[Path]]) -> None:
         random_positions = load_config(run / "train" / "config.toml").problems.selector == "random"
         assert own == {"train", "eval"} | ({"problems"} if random_positions else set())
         inputs = json.loads((run / "train" / "run.json").read_text())["inputs"]
-        assert any(path.endswith("start/warmup/model/model.safetensors") for path in inputs)
+        assert any(path.endswith("start/warmup/model/adapter_model.safetensors") for path in inputs)
         source = run if random_positions else top / "start"
         assert str(source / "problems" / "train.parquet").endswith(next(p for p in inputs if p.endswith(".parquet")))
         if random_positions:  # other positions, but no document that the others are evaluated on
