@@ -18,10 +18,11 @@ from benchmarks.common import (
     seconds,
     tokenizer_of,
 )
-from forethink.evaluate.accuracy import opening, plain_pass
+from forethink.evaluate.accuracy import plain_pass
 from forethink.models import keep_memory
 from forethink.rollout.decoders import GroupDecoder
 from forethink.rollout.transformers_engine import TransformersEngine
+from forethink.tokens import document_start
 from forethink.types import Problem
 
 LOOPED = 8  # positions that the loop runs; its time is scaled to all
@@ -76,7 +77,7 @@ def run(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
 
     def whole() -> float:
         with _Watch(size.device) as watch:
-            plain = seconds(lambda: plain_pass(model, chosen, opening(tokenizer)), size.device)
+            plain = seconds(lambda: plain_pass(model, chosen, document_start(tokenizer)), size.device)
             sampled = seconds(lambda: engine.generate(asked, names, 0), size.device)
         decoding.append(sampled - watch.prefill)
         return plain + sampled
