@@ -11,6 +11,7 @@ import importlib.util
 import json
 import struct
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -277,7 +278,10 @@ def load_model(
         from peft import PeftModel
 
         try:
-            model = PeftModel.from_pretrained(model, adapter).merge_and_unload().requires_grad_(True)  # PEFT froze it
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # of PEFT's, about names inside transformers
+                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+            model = model.requires_grad_(True)  # PEFT froze it
         except (*failures, RuntimeError) as error:
             raise ForethinkError(
                 f"{adapter}: no LoRA adapter for {name} ({first_line(error)}); name the folder of one."
