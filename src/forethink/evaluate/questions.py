@@ -13,10 +13,10 @@ Which questions are drawn does not depend on the seed, the random numbers of the
 
 from __future__ import annotations
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from forethink.config import Config
 from forethink.evaluate.answers import GREEDY, compare_questions, question_records, show_questions, summary
 from forethink.evaluate.stage import _load, _progress
 from forethink.questions import held_out_questions, held_out_source, source_inputs
+from forethink.records import sample_record
 from forethink.rundir import RunDir, hash_inputs, read_jsonl, write_atomic
 from forethink.templates import load_template
 from forethink.training.finetune import effective, encoder, question_hooks, stop_of
@@ -174,18 +175,6 @@ def _sample(
 def _record(question: Question, prompt_tokens: int, completion: Completion, hooks: Hooks, greedy: bool) -> Record:
     answer: Answer = hooks.read(completion)
     outcome = hooks.outcome(answer, question)
-    return {
-        "step": 0,
-        "problem": question.id,
-        "sample": GREEDY if greedy else completion.sample,
-        "text": completion.text.decode("utf-8", errors="backslashreplace"),
-        "bytes": base64.b64encode(completion.text).decode(),
-        "prompt_tokens": prompt_tokens,
-        "tokens": len(completion.token_ids),
-        "finish": completion.finish.value,
-        "status": answer.status.value,
-        "prediction": base64.b64encode(answer.prediction).decode(),
-        "thought": answer.thought,
-        "outcome": outcome.value,
-        "reward": float(outcome is Outcome.RIGHT),
-    }
+    if greedy:
+        completion = replace(completion, sample=GREEDY)
+    return sample_record(0, question.id, prompt_tokens, completion, answer, outcome, float(outcome is Outcome.RIGHT))
