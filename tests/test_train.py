@@ -217,6 +217,15 @@ def test_lora_of_the_same_rank_goes_on_with_the_warm_starts_adapter(home, tiny_l
     assert 0 < moved <= 2.5 * config.train.learning_rate + 1e-6
 
 
+def test_a_cut_adapter_to_go_on_with_is_one_sentence(home, tiny_llama, smollm2_tokenizer) -> None:
+    run = new_run(home, "cut")
+    save_model(with_lora(copy.deepcopy(tiny_llama), 4), smollm2_tokenizer, run / "warmup" / "model")
+    file = run / "warmup" / "model" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ForethinkError, match="no LoRA adapter for"):
+        run_train(train_settings(run, "train.lora_rank=4"))
+
+
 def test_the_warm_start_is_taken_where_there_is_one(home, tiny_llama, smollm2_tokenizer) -> None:
     run = new_run(home, "warm")
     place = run / "warmup" / "model"

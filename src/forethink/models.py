@@ -236,6 +236,7 @@ def load_model(
     name: str,
     *,
     adapter: str | None = None,
+    merge: bool = True,
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -246,6 +247,7 @@ def load_model(
     Args:
         name: path, hub id, ``.gguf`` file (dequantised) or alias.
         adapter: a LoRA adapter's folder or hub id, merged into the weights.
+        merge: False keeps the adapter apart, to be trained further.
         dtype: ``"float32"``, ``"bfloat16"``, a torch dtype, or ``"auto"``: bf16 where the device computes in it, else
             fp32.
         device: a torch device, or ``"auto"``: CUDA, then MPS, then the CPU.
@@ -280,8 +282,9 @@ def load_model(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # of PEFT's, about names inside transformers
-                model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-            model = model.requires_grad_(True)  # PEFT froze it
+                model = PeftModel.from_pretrained(model, adapter, is_trainable=not merge)
+            if merge:
+                model = model.merge_and_unload().requires_grad_(True)  # PEFT froze it
         except (*failures, RuntimeError) as error:
             raise ForethinkError(
                 f"{adapter}: no LoRA adapter for {name} ({first_line(error)}); name the folder of one."

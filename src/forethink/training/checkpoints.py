@@ -34,14 +34,13 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def with_lora(model: PreTrainedModel, rank: int, adapter: str | None = None, seed: int = 0) -> PreTrainedModel:
+def with_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PreTrainedModel:
     """The model with LoRA adapters on every linear layer below the head, to be trained (alpha = 2 · rank).
 
     Args:
         model: changed in place; left as it is where it has adapters already.
         rank: of fresh adapters.
-        adapter: a folder of adapters to go on with instead of fresh ones.
-        seed: of the fresh ones' random half.
+        seed: of their random half.
     """
     import torch
     from peft import PeftModel, get_peft_model
@@ -52,11 +51,9 @@ def with_lora(model: PreTrainedModel, rank: int, adapter: str | None = None, see
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     if isinstance(model, PeftModel):
         return model
-    if adapter is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cast(PreTrainedModel, get_peft_model(model, lora_config(rank)))
-    return cast(PreTrainedModel, PeftModel.from_pretrained(model, adapter, is_trainable=True))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cast(PreTrainedModel, get_peft_model(model, lora_config(rank)))
 
 
 def goes_on(adapter: str | None, rank: int) -> bool:
@@ -71,20 +68,6 @@ def goes_on(adapter: str | None, rank: int) -> bool:
     except (OSError, ValueError):
         return False  # loading it says what is wrong
     return bool(made.get("r") == rank)
-
-
-def load_start(name: str, adapter: str | None, rank: int, **options: Any) -> PreTrainedModel:
-    """A policy to train with LoRA of a rank (0: all weights), its adapter merged, or gone on with (`goes_on`).
-
-    Args:
-        name, adapter, options: as for `models.load_model`.
-        rank: fresh adapters are not made here.
-    """
-    from forethink.models import load_model
-
-    if goes_on(adapter, rank):
-        return with_lora(load_model(name, **options), rank, adapter)
-    return load_model(name, adapter=adapter, **options)
 
 
 def lora_config(rank: int) -> object:

@@ -27,13 +27,13 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from forethink.config import Config
 from forethink.flops import Flops
-from forethink.models import fingerprint, keep_memory, load_tokenizer, model_inputs
+from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, model_inputs
 from forethink.recipe import stage_folder
 from forethink.records import read_problems, read_scored, scored_metadata, scored_shards
 from forethink.rundir import RunDir, hash_file
 from forethink.spent import stage_total, totals
 from forethink.tokens import document_start, encode_document, token_bytes
-from forethink.training.checkpoints import Keep, goes_on, load_start, with_lora
+from forethink.training.checkpoints import Keep, goes_on, with_lora
 from forethink.training.forward import base_of
 from forethink.training.progress import LINE_EVERY, Bar
 from forethink.training.supervised import Log, SupervisedTrainer, train_to_end
@@ -261,8 +261,8 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
     window = min(knobs.window, knobs.batch)
     windows = windows_of(_documents(config, tokenizer), document_start(tokenizer), window, f"{config.run}/problems")
     steps = Steps(windows, knobs.batch, config.seed)
-    device, rank = config.model.device, knobs.lora_rank
-    model = load_start(start, adapter, rank, dtype=torch.float32, device=device, trust_remote_code=trust)
+    rank, options = knobs.lora_rank, dict[str, Any](device=config.model.device, trust_remote_code=trust)
+    model = load_model(start, adapter=adapter, merge=not goes_on(adapter, rank), dtype=torch.float32, **options)
     trained = with_lora(model, rank, seed=config.seed) if rank else model
     cost = Flops.of(base_of(trained))
     one = sum(price(cost, knobs.budget, len(example.ids)) for example in steps[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from trl import GRPOConfig
 
 from forethink.config import Config
-from forethink.types import ForethinkError
+from forethink.types import ForethinkError, Problem
 
 # What forethink's own configuration decides, or its trainer relies on: not to be set in [trl].
 _FIXED: dict[str, Any] = {
@@ -106,6 +107,13 @@ def grpo_settings(config: Config, folder: Path, cpu: bool) -> GRPOConfig:
         return GRPOConfig(**settings)
     except (TypeError, ValueError) as error:
         raise ForethinkError(f"[trl]: TRL refuses the settings ({str(error).splitlines()[0]}); mend them.") from None
+
+
+def drawn(problems: list[Problem], limit: int | None, seed: int) -> list[Problem]:
+    """At most ``limit`` problems, drawn at random and left in their order; all of them where it is None."""
+    if limit is None or limit >= len(problems):
+        return problems
+    return [problems[i] for i in sorted(random.Random(seed).sample(range(len(problems)), limit))]
 
 
 def training_order(count: int, steps: int, problems: int, seed: int) -> list[int]:

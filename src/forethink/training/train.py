@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import sys
 from collections import Counter
@@ -131,6 +130,7 @@ class Stage:
 
     def _problems(self, tokenizer: PreTrainedTokenizerBase) -> Sequence[Task]:
         from forethink.models import fingerprint
+        from forethink.training.settings import drawn
 
         problems = read_problems(self.problems_folder, "train")
         if not problems:
@@ -141,11 +141,7 @@ class Stage:
                 f"{self.problems_folder}: its problems were made with another tokenizer than that of {self.start}; "
                 "make them again with this policy."
             )
-        limit = self.config.train.limit
-        if limit is not None and limit < len(problems):
-            chosen = random.Random(self.config.seed).sample(range(len(problems)), limit)
-            problems = [problems[i] for i in sorted(chosen)]
-        return problems
+        return drawn(problems, self.config.train.limit, self.config.seed)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         from forethink.models import load_tokenizer
@@ -169,7 +165,7 @@ class Stage:
     def _model(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
         import torch
 
-        from forethink.training.checkpoints import load_start
+        from forethink.models import load_model
 
         knobs = self.config.train
         if knobs.precision == "pure_bf16":
@@ -180,9 +176,13 @@ class Stage:
                     f"{knobs.learning_rate:g} nearly whole: an update under half a unit in the last place is lost; "
                     "use bf16, which keeps fp32 master weights"
                 )
-        trust = self.config.model.trust_remote_code
-        return load_start(
-            self.start, self.adapter, knobs.lora_rank, dtype=dtype, device=device, trust_remote_code=trust
+        return load_model(
+            self.start,
+            adapter=self.adapter,
+            merge=not self.goes_on,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=self.config.model.trust_remote_code,
         )
 
     def _engine(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
