@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -70,21 +71,32 @@ def generate(size: Size, channel: Channel) -> None:
 
 
 def vllm(size: Size, channel: Channel, folder: str) -> None:
-    """vLLM through forethink's engine. Its prefix cache is emptied before every call, as new weights empty it."""
-    from forethink.models import load_tokenizer
-    from forethink.rollout.vllm_engine import VllmEngine
+    """vLLM itself, as its users call it; its prefix cache is emptied before every call, as new weights empty it."""
+    # In this process and on all cores: of two, its server's way would keep one for the server.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    from vllm import LLM, SamplingParams, TokensPrompt
 
-    tokenizer = load_tokenizer(folder)
-    chosen = problems(size, tokenizer)
-    options: dict[str, Any] = {"max_model_len": 2048, "dtype": "bfloat16"}
-    made = VllmEngine(
-        folder, tokenizer, group=size.group, temperature=TEMPERATURE, max_tokens=size.tokens,
-        batch=size.problems * size.group, fixed_length=True, **options,
+    from forethink.models import load_tokenizer
+
+    chosen = problems(size, tokenizer := load_tokenizer(folder))
+    asked = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts(chosen, tokenizer)]
+    options: dict[str, Any] = {}
+    if size.device == "cpu":
+        options["gpu_memory_utilization"] = 0.3  # of main memory, on a CPU; by default nearly all, and it must be free
+    model = LLM(
+        model=folder, dtype="bfloat16", max_model_len=2048, max_num_seqs=size.problems * size.group,
+        enable_prefix_caching=True, skip_tokenizer_init=True, **options,
     )  # fmt: skip
-    asked, names = prompts(chosen, tokenizer), [problem.id for problem in chosen]
+    wanted = SamplingParams(
+        n=size.group, temperature=TEMPERATURE, max_tokens=size.tokens, ignore_eos=True, detokenize=False
+    )
 
     def work(seed: int) -> int:
-        made.forget()
-        return sum(len(c.token_ids) for group in made.generate(asked, names, seed) for c in group)
+        del seed  # one a request is slower
+        if not model.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache")
+        outputs = model.generate(asked, wanted, use_tqdm=False)
+        return sum(len(one.token_ids) for output in outputs for one in output.outputs)
 
     _serve(size, channel, work)

@@ -12,39 +12,24 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.common import RANDOM, Size, compared, policy
+from benchmarks.common import Size, compared, policy, problems, prompts, rollout_bound, tokenizer_of
 from benchmarks.trainers import sample
 from benchmarks.worker import Worker
 from forethink.flops import Flops
 
 
-def _pairs(sides: Mapping[str, Worker], pairs: int, warm: bool, **request: Any) -> dict[str, Any]:
-    """Steps in turn, A B A B …; medians, ratios, and every side's peak memory."""
-    if warm:
-        for side in sides.values():
-            side.ask(**request)
-    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for _ in range(pairs):
-        for name, side in sides.items():
-            answers[name].append(side.ask(**request))
-    result = compared({name: [a["seconds"] for a in own] for name, own in answers.items()}, "ours", "stock")
-    result["peak_gib"] = {name: max(a["peak_gib"] for a in own) for name, own in answers.items()}
-    result["sampled_tokens"] = {name: [a["tokens"] for a in own] for name, own in answers.items()}
+def _pairs(sides: Mapping[str, Worker], pairs: int, **request: Any) -> list[dict[str, dict[str, Any]]]:
+    """Steps in turn, A B A B …: every pair's answers by side."""
+    return [{name: side.ask(**request) for name, side in sides.items()} for _ in range(pairs)]
+
+
+def _summary(pairs: list[dict[str, dict[str, Any]]], what: str = "") -> dict[str, Any]:
+    """Medians, ratios and peak memory of whole steps, or of ``what`` in them."""
+    by_side = {name: [pair[name] for pair in pairs] for name in pairs[0]}
+    result = compared({n: [a[f"{what}seconds"] for a in own] for n, own in by_side.items()}, "ours", "stock")
+    result["peak_gib"] = {name: max(a[f"{what}peak_gib"] for a in own) for name, own in by_side.items()}
+    result["sampled_tokens"] = {name: [a["tokens"] for a in own] for name, own in by_side.items()}
     return result
-
-
-def update(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
-    """The part ``update``: the same completions on both sides, every group with a signal."""
-    with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder) / "given.json"
-        sample(size, given)
-        with Worker("ours", size, given=str(given)) as ours, Worker("stock", size, given=str(given)) as stock:
-            result = _pairs({"ours": ours, "stock": stock}, size.pairs, True, mode="update")
-    operations = _useful(size)
-    peak = line["bf16_tflops"] * 1e12
-    result["useful_operations"] = operations
-    result["roofline_fraction"] = {name: operations / peak / taken for name, taken in result["median_seconds"].items()}
-    return {"update_speedup": result["ratio"], "update": result}
 
 
 def _useful(size: Size) -> float:
@@ -64,23 +49,39 @@ def _useful(size: Size) -> float:
 
 
 def step(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
-    """The part ``step``: rollout, reward and update; then with some groups without signal, and natural endings."""
-    del line
+    """The part ``step``: rollout, reward and update; and the update in it, which is all but the sampling.
+
+    Before them a pair with natural endings and some groups without signal; after them, ours alone with full lengths
+    and such groups, beside the steps of TRL above: it trains all groups, so its time does not hang on their rewards.
+    """
     share = round(size.degenerate, 2)
     with tempfile.TemporaryDirectory() as folder:
         given = Path(folder) / "given.json"
-        sample(size, given)
+        given.write_text("{}")
         with Worker("ours", size, given=str(given)) as ours, Worker("stock", size, given=str(given)) as stock:
             sides = {"ours": ours, "stock": stock}
-            whole = _pairs(sides, size.pairs, True, mode="step")
-            dull = _pairs(sides, 1, False, mode="step", degenerate=share)
-            natural = _pairs(sides, 1, False, mode="natural", degenerate=share)
-    return {
-        "step_speedup": whole["ratio"],
-        "step": whole,
-        "step_degenerate": {**dull, "degenerate_groups": share},
-        "step_natural": {**natural, "degenerate_groups": share},
+            if size.device != "cpu":  # on a CPU, a first step differs by seconds, and TRL's takes many minutes
+                _pairs(sides, 1, mode="step")
+            natural = _pairs(sides, 1, mode="natural", degenerate=share)
+            whole = _pairs(sides, size.pairs, mode="step")
+            dull = [ours.ask(mode="step", degenerate=share)["seconds"] for _ in range(size.pairs)]
+    steps, updates = _summary(whole), _summary(whole, "update_")
+    operations = _useful(size)
+    least = operations / (line["bf16_tflops"] * 1e12)
+    updates |= {
+        "useful_operations": operations,
+        "roofline_fraction": {name: least / taken for name, taken in updates["median_seconds"].items()},
     }
+    return {
+        "step_speedup": steps["ratio"],
+        "update_speedup": updates["ratio"],
+        "step": steps,
+        "update": updates,
+        "step_degenerate": {
+            **compared({"ours": dull, "stock": steps["seconds"]["stock"]}, "ours", "stock"), "degenerate_groups": share
+        },
+        "step_natural": {**_summary(natural), "degenerate_groups": share},
+    }  # fmt: skip
 
 
 def gradient(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
@@ -111,8 +112,6 @@ def gradient(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
 
 def rollout(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
     """The part ``rollout``: ours, ``generate``, and vLLM where its interpreter is named, in turn."""
-    from benchmarks.common import problems, prompts, rollout_bound, tokenizer_of
-
     tokenizer = tokenizer_of(size)
     model = policy(size, torch.bfloat16)
     lengths = [len(prompt) for prompt in prompts(problems(size, tokenizer), tokenizer)]
@@ -149,8 +148,3 @@ def rollout(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
         result[name] = compared(taken, "engine", name)
         top[f"rollout_vs_{name}"] = result[name]["ratio"]
     return {**top, "rollout": result}
-
-
-def untrained(size: Size) -> str:
-    """What the results say of the model."""
-    return f"{size.model} (random weights)" if size.model in RANDOM else size.model

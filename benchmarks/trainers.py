@@ -3,9 +3,11 @@
 Both get the same prompts as token ids, the same sizes, and rewards that are the same function of a completion's
 tokens, so that the groups that carry a signal are chosen by the benchmark. A request says how to step:
 
-* ``update``: completions given beforehand; what is timed is reading, rewards, update and optimiser,
+* ``update``: completions given beforehand, so that both sides' gradients can be compared,
 * ``step``: completions sampled to their full length,
 * ``natural``: completions end where each trainer ends them (ours at the closing box too).
+
+All of a step but its sampling is its update: reading, rewards, loss, gradients, optimiser.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,7 @@ class Stepper(TrainerCallback):
     def __init__(self, channel: Channel, size: Size) -> None:
         self.channel, self.size = channel, size
         self.request: dict[str, Any] = {}
-        self.tokens = 0  # sampled in this step
+        self.tokens, self.sampling, self.rollout_peak = 0, 0.0, 0.0  # of this step
         self.model: Any = None
 
     def on_train_begin(self, *_: Any, model: Any = None, **__: Any) -> None:
@@ -56,7 +59,7 @@ class Stepper(TrainerCallback):
         request = self.channel.receive()
         if request is None:
             os._exit(0)  # there is no way out of the loop that does not save first
-        self.request, self.tokens = request, 0
+        self.request, self.tokens, self.sampling, self.rollout_peak = request, 0, 0.0, 0.0
         reset_peak(self.size.device)
         self.held = memory(self.size.device)[0]
         self.begin = clock(self.size.device)
@@ -69,7 +72,19 @@ class Stepper(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         seconds = clock(self.size.device) - self.begin
         peak = memory(self.size.device)[1]
-        self.channel.send(seconds=seconds, peak_gib=peak, held_gib=self.held, tokens=self.tokens)
+        self.channel.send(
+            seconds=seconds, update_seconds=seconds - self.sampling, peak_gib=max(peak, self.rollout_peak),
+            update_peak_gib=peak, held_gib=self.held, tokens=self.tokens,
+        )  # fmt: skip
+
+    @contextmanager
+    def sampled(self) -> Iterator[None]:
+        """What happens inside is the step's rollout."""
+        begin = clock(self.size.device)
+        yield
+        self.sampling += clock(self.size.device) - begin
+        self.rollout_peak = max(self.rollout_peak, memory(self.size.device)[1])
+        reset_peak(self.size.device)
 
     @property
     def mode(self) -> str:
@@ -98,7 +113,8 @@ class Given:
     def generate(self, asked: Any, names: Sequence[str], seed: int) -> list[list[Completion]]:
         if self.steps.mode != "update":
             engine = self.natural if self.steps.mode == "natural" else self.fixed
-            groups: list[list[Completion]] = engine.generate(asked, names, seed)
+            with self.steps.sampled():
+                groups: list[list[Completion]] = engine.generate(asked, names, seed)
             self.steps.tokens += sum(len(c.token_ids) for group in groups for c in group)
             return groups
         return [
@@ -172,7 +188,8 @@ class Stock(GRPOTrainer):
         shortest = 0 if self.steps.mode == "natural" else self.max_completion_length
         self.generation_config.min_new_tokens = shortest
         self.generation_kwargs["min_new_tokens"] = shortest
-        completions, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        with self.steps.sampled():
+            completions, logprobs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
         self.steps.tokens += sum(map(len, completions))
         return completions, logprobs
 

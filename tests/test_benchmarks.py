@@ -23,20 +23,22 @@ def _bench(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_every_part_writes_its_figures(tmp_path, smollm2_tokenizer):
     out = tmp_path / "results.json"
-    done = _bench(out, "--only", "update,gradient,rollout")
+    done = _bench(out, "--only", "gradient,rollout")
     assert done.returncode == 0, done.stderr
     before = json.loads(out.read_text())
     assert before["gradient_cosine"] > 0.9999
-    assert before["update"]["peak_gib"].keys() == {"ours", "stock"}
     assert before["rollout"]["tokens_per_second"].keys() == {"engine", "generate"}
     done = _bench(out, "--only", "step,scoring,evaluation")
     assert done.returncode == 0, done.stderr
     after = json.loads(out.read_text())
-    assert after["update"] == before["update"]  # parts measured before stay
+    assert after["rollout"] == before["rollout"]  # parts measured before stay
     assert {"step_speedup", "update_speedup", "rollout_vs_generate", "rollout_roofline_fraction",
             "scoring_fraction_of_forward", "scoring_peak_gib", "evaluation_cost_ratio", "gradient_cosine", "roofline",
             "machine"} <= after.keys()  # fmt: skip
     assert len(after["step"]["ratios"]) == 1
+    for side in ("ours", "stock"):
+        assert 0 < after["update"]["seconds"][side][0] < after["step"]["seconds"][side][0]
+        assert 0 < after["update"]["peak_gib"][side] <= after["step"]["peak_gib"][side]
     assert after["step"]["sampled_tokens"] == {"ours": [2 * 2 * 8], "stock": [2 * 2 * 8]}
     shown = page.table(after)
     assert shown.count(page.MISSING) == 2  # vLLM's two cells

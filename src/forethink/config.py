@@ -103,6 +103,7 @@ class Rollout(_Section):
     temperature: float = Field(default=0.8, gt=0)
     max_tokens: int = Field(default=64, ge=1)
     batch: int = Field(default=128, ge=1)  # completions decoded at once
+    options: dict[str, Any] = {}  # passed to vllm.LLM: max_model_len, gpu_memory_utilization, …
 
 
 class Warmup(_Section):

@@ -251,9 +251,11 @@ def attend(
     if torch.is_autocast_enabled(query.device.type):  # as torch's own attention does
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     heads, width = query.shape[1], query.shape[-1]
-    grouped = query[0].view(key.shape[1], heads // key.shape[1], -1, width)
+    grouped = query[0].contiguous().view(key.shape[1], heads // key.shape[1], -1, width)
     scale = width**-0.5 if scaling is None else scaling
-    out: Tensor = _TreeAttention.apply(grouped, key[0], value[0], plan.cuts(sliding_window), scale, softcap)
+    # Taking a tile's keys from a transposed view would copy all of them every time.
+    key, value = key[0].contiguous(), value[0].contiguous()
+    out: Tensor = _TreeAttention.apply(grouped, key, value, plan.cuts(sliding_window), scale, softcap)
     return out.reshape(1, heads, len(plan.ends), -1).transpose(1, 2), None
 
 

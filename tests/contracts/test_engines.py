@@ -125,6 +125,13 @@ def test_the_finish_says_why(make, max_tokens, smollm2_tokenizer):
             assert len(completion.token_ids) == max_tokens
 
 
+def test_prompts_may_be_more_than_fits_in_one_pass(make):
+    prompts = [[100 + i] * 200 for i in range(40)]  # 8,000 tokens; vLLM takes 4,096 at once
+    groups = make(max_tokens=2).generate(prompts, [f"long:{i}" for i in range(40)], seed=1)
+    assert [c.problem for c in _flat(groups)] == [f"long:{i}" for i in range(40) for _ in range(GROUP)]
+    assert all(c.token_ids for c in _flat(groups))
+
+
 def test_the_seed_decides(make):
     engine = make()
     first = engine.generate(PROMPTS, NAMES, seed=1)

@@ -112,6 +112,7 @@ def make_engine(
                 stop=stop,
                 greedy=greedy,
                 fixed_length=fixed_length,
+                **rollout.options,
             )
         case "scripted":
             raise types.ForethinkError(

@@ -29,7 +29,8 @@ class VllmEngine:
         group, temperature, max_tokens, batch, stop, greedy, fixed_length: as for the transformers engine; ``batch``
             bounds the sequences vLLM runs at once.
         version: version of the given weights.
-        options: passed on to ``vllm.LLM`` (``gpu_memory_utilization``, ``max_model_len`` and the like).
+        options: passed on to ``vllm.LLM`` (``max_model_len`` and the like). Without ``gpu_memory_utilization``, vLLM
+            takes three tenths of the device's memory, since a trainer shares it.
 
     Raises:
         ForethinkError: vLLM is not installed.
@@ -56,7 +57,10 @@ class VllmEngine:
             )
         # In this process: new weights are handed over as tensors, which cannot be sent to another one.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        # Else its CPU build binds this process's threads to fewer cores, training's too.
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         from vllm import LLM
+        from vllm.platforms import current_platform
 
         from forethink.tokens import token_bytes
 
@@ -67,9 +71,13 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "skip_tokenizer_init": True,
             "max_num_seqs": batch,
+            "gpu_memory_utilization": 0.3,
             "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, temperature applied
             **options,
         }
+        if current_platform.is_cpu():
+            # After a part of a prompt, vLLM turns a request's random numbers back, which a CPU's generator cannot do.
+            settings.setdefault("enable_chunked_prefill", False)
         # Names that share a weight: {"lm_head.weight": "model.embed_tokens.weight"} and the like.
         self._tied: dict[str, str] = dict(_shell(model).all_tied_weights_keys)
         with tempfile.TemporaryDirectory() as folder:
