@@ -1,9 +1,9 @@
 """Decoding many groups at once with every prompt's keys and values held once.
 
 A group's G completions share their prompt. While they are decoded, the queries of all G (times the query heads of a
-key-value head) meet the prompt's keys in one product, and each completion meets its own keys besides. Both parts
-return the logarithm of their softmax denominator, which merges them exactly:
-``out = w·own + (1-w)·prompt`` with ``w = sigmoid(lse_own - lse_prompt)``.
+key-value head) meet the prompt's keys in one product, and each completion meets its own keys besides. One softmax runs
+over both parts' scores, side by side. Plain products and a softmax: with a few dozen queries a prompt, torch's fused
+CPU kernel takes twice as long.
 
 It reaches the model through the attention interface of transformers and a cache object: no model is patched. The
 cache hands itself to the attention function as an attribute of the key tensor that it returns.
@@ -24,7 +24,7 @@ from forethink.tree_attention import HARMLESS, UnsupportedAttention
 NAME = "forethink_groups"
 _TAG = "_forethink_groups"
 _HIDDEN = -1e30  # a score no softmax sees, finite so that a fully hidden prompt gives no NaN
-_FIRST_CAPACITY = 64
+_FIRST_CAPACITY = 32
 
 
 class PromptCache(Cache):
@@ -55,10 +55,21 @@ class Prompts:
 
 
 class _Layer:
-    """One layer's keys and values: prompts [N, heads, P, width], completions [R, heads, capacity, width]."""
+    """One layer's keys and values: prompts [N, heads, P + capacity, width], completions [R, heads, capacity, width].
+
+    Places that hold nothing are zero: a prompt's beyond its length, and all behind the longest prompt, which are there
+    so that scores of both parts stand in one tensor and products need no copies of parts of tensors.
+    """
 
     def __init__(self, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor) -> None:
         self.prompt_k, self.prompt_v, self.own_k, self.own_v = prompt_k, prompt_v, own_k, own_v
+
+    def grow(self) -> None:
+        """Twice the capacity."""
+        more = self.own_k.shape[2]
+        self.prompt_k, self.prompt_v, self.own_k, self.own_v = (
+            torch.nn.functional.pad(x, (0, 0, 0, more)) for x in (self.prompt_k, self.prompt_v, self.own_k, self.own_v)
+        )
 
 
 class GroupCache(Cache):
@@ -79,7 +90,7 @@ class GroupCache(Cache):
         self._forget()
 
     def _forget(self) -> None:
-        self._masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+        self._masks: dict[int | None, Tensor] = {}
 
     @property
     def positions(self) -> list[int]:
@@ -97,10 +108,11 @@ class GroupCache(Cache):
         lengths = [self.lengths[n] for n in alive] + new_lengths
         steps = [self.steps[n] for n in alive] + [0] * len(new_lengths)
         capacity = max([_FIRST_CAPACITY, *[2 ** (step).bit_length() for step in steps]])
+        longest = max(self.lengths, default=0), max(lengths, default=0)
         for index in self.by_layer if self.by_layer else (fresh.pairs if fresh else ()):
             layer, pairs = self.by_layer.get(index), fresh.pairs[index] if fresh else []
             self.by_layer[index] = _Layer(
-                *(_merge_prompts(layer, pairs, part, kept_groups, max(lengths, default=0)) for part in (0, 1)),
+                *(_merge_prompts(layer, pairs, part, kept_groups, longest, capacity) for part in (0, 1)),
                 *(_merge_rows(layer, pairs, part, rows, added, capacity) for part in (0, 1)),
             )
         base = len(alive)
@@ -131,7 +143,7 @@ class GroupCache(Cache):
         self.used = longest + 1
         for layer in self.by_layer.values():
             if layer.own_k.shape[2] < self.used:
-                layer.own_k, layer.own_v = _grow(layer.own_k), _grow(layer.own_v)
+                layer.grow()
         self._forget()
         return torch.tensor(self.positions, device=self.device)[:, None]
 
@@ -155,68 +167,64 @@ class GroupCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max((p + s for p, s in zip(self.lengths, self.steps, strict=True)), default=0)
 
-    def masks(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Additive masks of this step: prompts [N, 1, 1, P] and own tokens [R, 1, 1, used]; None hides nothing."""
+    def mask(self, window: int | None, scores: Tensor) -> Tensor:
+        """This step's additive mask, [N, 1, 1, places] as the scores' last dimension."""
         if window not in self._masks:
-            self._masks[window] = self._make_masks(window, dtype)
+            lengths, steps = (torch.tensor(x, device=self.device)[:, None] for x in (self.lengths, self.steps))
+            own = max(self.lengths)
+            places = torch.arange(scores.shape[-1], device=self.device)
+            hidden = torch.where(places < own, places >= lengths, places - own > steps)
+            if window is not None:
+                # A query at position q sees the keys at q-window+1 … q.
+                position = torch.where(places < own, places, places - own + lengths)
+                hidden |= position <= lengths + steps - window
+            mask = scores.new_zeros(hidden.shape).masked_fill_(hidden, _HIDDEN)
+            self._masks[window] = mask[:, None, None]
         return self._masks[window]
-
-    def _make_masks(self, window: int | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        lengths, steps = (torch.tensor(x, device=self.device)[:, None] for x in (self.lengths, self.steps))
-        places = torch.arange(max(self.lengths), device=self.device)
-        prompt = places >= lengths
-        places = torch.arange(self.used, device=self.device)
-        own = places > self.step_r[:, None]
-        if window is not None:
-            # A query at position q sees the keys at q-window+1 … q.
-            prompt |= torch.arange(prompt.shape[1], device=self.device) <= lengths + steps - window
-            own |= places <= self.step_r[:, None] - window
-        return _additive(prompt, dtype), _additive(own, dtype)
 
     def attend(
         self, layer_idx: int, query: Tensor, scaling: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """Attention of one token a row, [R, query heads, 1, width] → [R, 1, query heads, width]."""
         layer = self.by_layer[layer_idx]
-        mask_p, mask_o = self.masks(window, query.dtype)
         r, heads, _, width = query.shape
-        kv = layer.own_k.shape[1]
-        rep = heads // kv
-        query = query.reshape(r, kv, rep, width)
-        own, own_lse = _attention(
-            query, layer.own_k[:, :, : self.used], layer.own_v[:, :, : self.used], mask_o, scaling, softcap
-        )
-        n, g = len(self.lengths), self.widest
+        n, g, own = len(self.lengths), self.widest, max(self.lengths)  # where own tokens' places begin
+        query = (query * scaling).view(r, layer.own_k.shape[1], -1, width)
+        scores = self._by_group(query, n, g) @ layer.prompt_k.transpose(-1, -2)
+        scores[..., own:] = self._by_group(query @ layer.own_k.transpose(-1, -2), n, g)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        weights = scores.add_(self.mask(window, scores)).softmax(-1)
+        out = self._by_row(weights @ layer.prompt_v, g)
+        out += self._by_row(weights[..., own:], g) @ layer.own_v
+        return out.view(r, 1, heads, -1)
+
+    def _by_group(self, rows: Tensor, n: int, g: int) -> Tensor:
+        """[R, kv, rep, x] → [N, kv, g·rep, x]; zeros where a group has fewer rows than others."""
         if self.slots is not None:
-            query = query.new_zeros(n * g, kv, rep, width).index_copy_(0, self.slots, query)
-        grouped = query.view(n, g, kv, rep, width).transpose(1, 2).reshape(n, kv, g * rep, width)
-        prompt, prompt_lse = _attention(grouped, layer.prompt_k, layer.prompt_v, mask_p, scaling, softcap)
-        prompt = prompt.unflatten(2, (g, rep)).transpose(1, 2).reshape(n * g, kv, rep, -1)
-        prompt_lse = prompt_lse.unflatten(2, (g, rep)).transpose(1, 2).reshape(n * g, kv, rep)
-        if self.slots is not None:
-            prompt, prompt_lse = prompt[self.slots], prompt_lse[self.slots]
-        weight = torch.sigmoid(own_lse - prompt_lse).to(own.dtype)[..., None]
-        return torch.lerp(prompt, own, weight).reshape(r, 1, heads, -1)
+            rows = rows.new_zeros(n * g, *rows.shape[1:]).index_copy_(0, self.slots, rows)
+        return rows.unflatten(0, (n, g)).transpose(1, 2).flatten(2, 3)
 
-
-def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor | None:
-    if not bool(hidden.any()):
-        return None
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, _HIDDEN)[:, None, None]
-
-
-def _grow(own: Tensor) -> Tensor:
-    return torch.cat([own, torch.zeros_like(own)], dim=2)
+    def _by_row(self, groups: Tensor, g: int) -> Tensor:
+        """[N, kv, g·rep, x] → [R, kv, rep, x], contiguous."""
+        rows = groups.unflatten(2, (g, -1)).transpose(1, 2).flatten(0, 1)
+        return rows.contiguous() if self.slots is None else rows[self.slots]
 
 
 def _merge_prompts(
-    layer: _Layer | None, pairs: list[tuple[Tensor, Tensor]], part: int, kept: Tensor, longest: int
+    layer: _Layer | None,
+    pairs: list[tuple[Tensor, Tensor]],
+    part: int,
+    kept: Tensor,
+    longest: tuple[int, int],
+    capacity: int,
 ) -> Tensor:
+    """Keys or values of the prompts that stay and of new ones; ``longest`` is the longest prompt before and after."""
     old = None if layer is None else (layer.prompt_k, layer.prompt_v)[part]
     like = pairs[0][part] if old is None else old[0]
-    merged = like.new_zeros(len(kept) + len(pairs), like.shape[0], longest, like.shape[2])
+    merged = like.new_zeros(len(kept) + len(pairs), like.shape[0], longest[1] + capacity, like.shape[2])
     if old is not None and len(kept):
-        length = min(longest, old.shape[2])
+        length = min(longest)
         merged[: len(kept), :, :length] = old[kept, :, :length]
     for n, pair in enumerate(pairs, len(kept)):
         merged[n, :, : pair[part].shape[1]] = pair[part]
@@ -233,22 +241,6 @@ def _merge_rows(
         length = min(capacity, old.shape[2])
         merged[: len(kept), :, :length] = old[kept, :, :length]
     return merged
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    """Softmax attention with the fp32 log of its denominator: [b, h, q, width] and [b, h, q]."""
-    if query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]:
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        return flash(query, key, value, attn_mask=mask, scale=scaling)
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask
-    lse = torch.logsumexp(scores, -1)
-    return torch.exp(scores - lse[..., None]).to(value.dtype) @ value, lse
 
 
 def group_attention(
