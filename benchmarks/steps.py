@@ -55,16 +55,13 @@ def step(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
     and such groups, beside the steps of TRL above: it trains all groups, so its time does not hang on their rewards.
     """
     share = round(size.degenerate, 2)
-    with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder) / "given.json"
-        given.write_text("{}")
-        with Worker("ours", size, given=str(given)) as ours, Worker("stock", size, given=str(given)) as stock:
-            sides = {"ours": ours, "stock": stock}
-            if size.device != "cpu":  # on a CPU, a first step differs by seconds, and TRL's takes many minutes
-                _pairs(sides, 1, mode="step")
-            natural = _pairs(sides, 1, mode="natural", degenerate=share)
-            whole = _pairs(sides, size.pairs, mode="step")
-            dull = [ours.ask(mode="step", degenerate=share)["seconds"] for _ in range(size.pairs)]
+    with Worker("ours", size) as ours, Worker("stock", size) as stock:
+        sides = {"ours": ours, "stock": stock}
+        if size.device != "cpu":  # on a CPU, a first step differs by seconds, and TRL's takes many minutes
+            _pairs(sides, 1, mode="step")
+        natural = _pairs(sides, 1, mode="natural", degenerate=share)
+        whole = _pairs(sides, size.pairs, mode="step")
+        dull = [ours.ask(mode="step", degenerate=share)["seconds"] for _ in range(size.pairs)]
     steps, updates = _summary(whole), _summary(whole, "update_")
     operations = _useful(size)
     least = operations / (line["bf16_tflops"] * 1e12)

@@ -129,7 +129,12 @@ class Given:
         ]  # fmt: skip
 
 
-def ours(size: Size, channel: Channel, given: str, precision: str = "bf16") -> None:
+def _read(given: str | None) -> dict[str, list[list[int]]]:
+    """Completions by problem, as `sample` wrote them."""
+    return {} if given is None else json.loads(Path(given).read_text())
+
+
+def ours(size: Size, channel: Channel, given: str | None = None, precision: str = "bf16") -> None:
     """forethink's trainer and its transformers engine, with their defaults."""
     if size.device == "cpu":
         keep_memory()  # as `forethink train` does
@@ -151,7 +156,7 @@ def ours(size: Size, channel: Channel, given: str, precision: str = "bf16") -> N
         for parameter in twin.parameters():
             parameter.data = parameter.data.to(torch.float32 if precision == "fp32" else torch.bfloat16)
         engines.append(make_engine(config.rollout, twin, tokenizer, fixed_length=fixed))
-    engine = Given(steps, *engines, json.loads(Path(given).read_text()))
+    engine = Given(steps, *engines, _read(given))
     settings = grpo_settings(config, folder, cpu=size.device == "cpu")
     order = list(range(size.problems)) * 1000
     trainer = make_trainer(config, chosen, order, settings, tokenizer, model, engine)
@@ -194,7 +199,7 @@ class Stock(GRPOTrainer):
         return completions, logprobs
 
 
-def stock(size: Size, channel: Channel, given: str, precision: str = "bf16", micro: int = 8) -> None:
+def stock(size: Size, channel: Channel, given: str | None = None, precision: str = "bf16", micro: int = 8) -> None:
     """TRL's GRPOTrainer. On a CPU: bf16 autocast over fp32 weights (`bf16`, `use_cpu`), as transformers' page on
     training with a CPU says; no checkpointing of activations, which would only cost time; ``micro`` completions a
     backward pass, so that 128 completions fit in memory; everything else is TRL's default.
@@ -224,8 +229,8 @@ def stock(size: Size, channel: Channel, given: str, precision: str = "bf16", mic
         processing_class=tokenizer,
     )
     trainer.steps, trainer.prompt_ids = steps, prompts(chosen, tokenizer)
-    replies = json.loads(Path(given).read_text())
-    trainer.given = [replies[problem.id] for problem in chosen]
+    replies = _read(given)
+    trainer.given = [replies.get(problem.id, []) for problem in chosen]
     trainer.add_callback(steps)
     trainer.train()
 

@@ -34,13 +34,18 @@ def supervised(folder: Path, model, tokenizer, micro_batch: int, share: bool, pr
     from trainers import Watch
 
     problems = make_problems(tokenizer, documents=2)[3:7]
-    examples = [Example((*p.context_ids, *p.target_ids), len(p.context_ids) - i) for i, p in enumerate(problems)]
+    examples = [
+        Example((*p.context_ids, *p.target_ids), len(p.context_ids) - i, p.context_ids if i % 2 else ())
+        for i, p in enumerate(problems)
+    ]
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=micro_batch, max_steps=1, use_cpu=True, report_to=[],
         gradient_accumulation_steps=4 // micro_batch, remove_unused_columns=False, save_strategy="no",
         bf16=precision == "bf16", disable_tqdm=True, max_grad_norm=0, logging_steps=1,
     )  # fmt: skip
-    trainer = SupervisedTrainer(model=copy.deepcopy(model), args=arguments, train_dataset=Examples(examples))
+    trainer = SupervisedTrainer(
+        model=copy.deepcopy(model), args=arguments, train_dataset=Examples(examples), ntp_weight=0.3
+    )
     watch = Watch(trainer.model)
     trainer.add_callback(watch)
     return trainer, watch
@@ -69,6 +74,23 @@ def test_neither_split_nor_sharing_changes_the_gradient(name, kind, request, tmp
         other, its_loss = gradient(name, tmp_path, model, smollm2_tokenizer, **change)
         assert (other - whole).norm() / whole.norm() < 1e-5
         assert its_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
+
+
+def test_texts_are_learnt_beside_the_examples(tmp_path, tiny_llama, smollm2_tokenizer) -> None:
+    trainer, _ = supervised(tmp_path, tiny_llama, smollm2_tokenizer, 2, True, "fp32")
+    examples = trainer.train_dataset.examples
+
+    def lost(ids, start: int) -> list[float]:
+        with torch.no_grad():
+            logits = tiny_llama(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:]), reduction="none").tolist()
+
+    replies = [x for e in examples for x in lost(e.ids, e.start)]
+    texts = [x for e in examples if e.text for x in lost(e.text, 1)]
+    assert len(texts) > 10
+    trainer.train()
+    expected = sum(replies) / len(replies) + 0.3 * sum(texts) / len(texts)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(TRAINERS))

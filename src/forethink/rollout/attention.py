@@ -140,10 +140,10 @@ class GroupCache(Cache):
         self.uniform = longest if min(self.steps) == longest else None
         step_r = [self.steps[n] for n in self.group_of]
         self.step_r = torch.tensor(step_r, device=self.device)
-        self.used = longest + 1
         for layer in self.by_layer.values():
-            if layer.own_k.shape[2] < self.used:
+            if layer.own_k.shape[2] == longest:
                 layer.grow()
+            self.capacity = layer.own_k.shape[2]
         self._forget()
         return torch.tensor(self.positions, device=self.device)[:, None]
 
@@ -189,7 +189,7 @@ class GroupCache(Cache):
         layer = self.by_layer[layer_idx]
         r, heads, _, width = query.shape
         n, g, own = len(self.lengths), self.widest, max(self.lengths)  # where own tokens' places begin
-        query = (query * scaling).view(r, layer.own_k.shape[1], -1, width)
+        query = (query * scaling).reshape(r, layer.own_k.shape[1], -1, width)
         scores = self._by_group(query, n, g) @ layer.prompt_k.transpose(-1, -2)
         scores[..., own:] = self._by_group(query @ layer.own_k.transpose(-1, -2), n, g)
         if softcap is not None:

@@ -107,8 +107,9 @@ class GroupDecoder:
             logits: Tensor = self.model(
                 input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
             ).logits[:, -1]
-        # Every row meets its own tokens, and every group's widest number of rows the longest prompt.
-        pairs = len(tokens) * self.cache.used + len(self.cache.lengths) * self.cache.widest * max(self.cache.lengths)
+        # Every row meets the places of its own tokens, and every group's widest number of rows those of all.
+        groups, own = len(self.cache.lengths) * self.cache.widest, self.cache.capacity
+        pairs = len(tokens) * own + groups * (max(self.cache.lengths) + own)
         self.flops += self._cost.forward(len(tokens), pairs, len(tokens))
         self.cache.end()
         return logits

@@ -39,10 +39,14 @@ from forethink.types import ForethinkError
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, and the index of the first one that is learnt (1 for a plain document)."""
+    """Token ids, and the index of the first one that is learnt (1 for a plain document).
+
+    ``text`` are token ids of a plain text that is learnt beside it, at the trainer's ``ntp_weight``; often none.
+    """
 
     ids: tuple[int, ...]
     start: int
+    text: tuple[int, ...] = ()
 
 
 class Examples(Dataset[Example]):
@@ -62,19 +66,23 @@ class SupervisedTrainer(Trainer):
     """transformers' Trainer over `Examples`, in their given order, with shared prefixes.
 
     The loss is the mean negative log-likelihood over all learnt tokens of an optimiser step, whatever its split into
-    micro-batches. A gradient that is no number stops training before the optimiser sees it.
+    micro-batches, plus ``ntp_weight`` times the same mean over the tokens of the examples' texts. A gradient that is
+    no number stops training before the optimiser sees it.
 
     Args:
         spent: where tokens, FLOPs and seconds are counted, cumulative; a new counter where absent.
+        ntp_weight: λ of λ·NTP on the examples' texts.
     """
 
-    def __init__(self, *args: Any, spent: Counter[str] | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, spent: Counter[str] | None = None, ntp_weight: float = 0.0, **kwargs: Any) -> None:
         kwargs.setdefault("data_collator", list)
         super().__init__(*args, **kwargs)
         base = base_of(cast(torch.nn.Module, self.model))
         install(base)
         self.packer = Packer(base)
         self.spent: Counter[str] = Counter() if spent is None else spent
+        self.ntp_weight = ntp_weight
+        self._text_tokens = torch.ones(())  # learnt ones of the step's texts, over all processes
         self.cost = Flops.of(base)
         self._started: float | None = None
         # The loss below is already a mean over the whole step's tokens; the Trainer must not divide it again.
@@ -84,8 +92,11 @@ class SupervisedTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
 
     def _get_num_items_in_batch(self, batch_samples: list[list[Example]], device: torch.device) -> Tensor:
-        learnt = sum(len(e.ids) - e.start for micro in batch_samples for e in micro)
-        return self.accelerator.gather(torch.tensor(learnt, device=device)).sum()
+        examples = [example for micro in batch_samples for example in micro]
+        learnt = sum(len(e.ids) - e.start for e in examples), sum(len(e.text) - 1 for e in examples if e.text)
+        counts = self.accelerator.gather(torch.tensor([learnt], device=device)).sum(0)
+        self._text_tokens = counts[1].clamp(min=1)
+        return counts[0]
 
     def _prepare_inputs(self, inputs: list[Example]) -> list[Example]:  # type: ignore[override]
         return inputs  # packs are moved to the device when they are run
@@ -97,16 +108,20 @@ class SupervisedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Sum of −log p over the micro-batch's learnt tokens, over the step's number of learnt tokens."""
-        sequences = [example.ids for example in inputs]
-        packs = self.packer(sequences, [example.start for example in inputs])
+        """Sum of −log p over the micro-batch's learnt tokens over the step's number of them; texts besides."""
+        texts = [example.text for example in inputs if example.text] if self.ntp_weight else []
+        sequences = [*(example.ids for example in inputs), *texts]
+        packs = self.packer(sequences, [example.start for example in inputs] + [1] * len(texts))
         logprobs, _ = packed(model, packs, len(sequences))
         for one in packs:
             self.spent["tokens/update"] += len(one.ids_t)
             self.spent["flops/update"] += self.cost.train(len(one.ids_t), one.pairs, len(one.targets))
-        total = -torch.cat(logprobs).sum()
-        count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in logprobs)
-        return total * self.accelerator.num_processes / count  # DDP averages over processes; this is a sum
+        own = logprobs[: len(inputs)]
+        count = num_items_in_batch if num_items_in_batch is not None else sum(len(lp) for lp in own)
+        loss = -torch.cat(own).sum() / count
+        if texts:
+            loss = loss - self.ntp_weight * torch.cat(logprobs[len(inputs) :]).sum() / self._text_tokens
+        return loss * self.accelerator.num_processes  # DDP averages over processes; this is a sum
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> float | None:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -168,6 +183,7 @@ def supervise(
     micro_batch: int,
     seed: int,
     lora_rank: int = 0,
+    ntp_weight: float = 0.0,
     save_every: int = 50,
     stop: Callable[[int, float], bool] | None = None,
     spent: Counter[str] | None = None,
@@ -179,6 +195,7 @@ def supervise(
         examples: in training order; neighbours share prefixes.
         batch: examples an optimiser step, over all processes.
         micro_batch: examples a backward pass.
+        ntp_weight: weight of the next-token loss on the examples' texts.
         stop: asked after every step with the step and the seconds trained so far; True ends training.
         spent: what was spent before, to which this adds; a resumed run replaces it by what its checkpoint says.
 
@@ -211,7 +228,9 @@ def supervise(
         dataloader_drop_last=True,
     )
     trained = with_lora(model, lora_rank, seed=seed) if lora_rank else model
-    trainer = SupervisedTrainer(model=trained, args=arguments, train_dataset=Examples(examples), spent=spent)
+    trainer = SupervisedTrainer(
+        model=trained, args=arguments, train_dataset=Examples(examples), spent=spent, ntp_weight=ntp_weight
+    )
     log = Log(run, trainer, stop)
     done = train_to_end(trainer, log, tokenizer, run)
     return {"steps": done, "examples": done * micro_batch * accumulation * processes, "loss": log.loss}

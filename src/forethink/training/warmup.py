@@ -167,13 +167,18 @@ class _Stage:
 
         for start in range(0, len(chosen), 64):
             batch = chosen[start : start + 64]
-            for problem, own in zip(batch, self._candidates(batch, self.settings.candidates), strict=True):
+            for at, (problem, own) in enumerate(
+                zip(batch, self._candidates(batch, self.settings.candidates), strict=True), start + 1
+            ):
                 prompt = self.template.render(problem, self.tokenizer)
                 reply = thought(
                     problem.context_ids, own, self.table, encode, self.template.style, self.settings.tail,
                     self.settings.candidates, rng,
                 )  # fmt: skip
-                made.append(Example((*prompt, *reply, *end), len(prompt)))
+                # A block of one document's problems ends with its longest context, which is learnt as plain text too.
+                ends = at == len(chosen) or chosen[at].document != problem.document
+                text = (*self.bos, *problem.context_ids) if self.settings.ntp_weight and ends else ()
+                made.append(Example((*prompt, *reply, *end), len(prompt), text if len(text) > 1 else ()))
         return made
 
     def train(self, examples: list[Any]) -> dict[str, Any]:
@@ -199,5 +204,5 @@ class _Stage:
             self.model, self.tokenizer, examples, self.run,
             learning_rate=self.settings.learning_rate, batch=self.settings.batch,
             micro_batch=self.settings.micro_batch, seed=self.config.seed, lora_rank=self.settings.lora_rank,
-            stop=look, spent=self.spent,
+            ntp_weight=self.settings.ntp_weight, stop=look, spent=self.spent,
         )  # fmt: skip
