@@ -87,6 +87,7 @@ class GroupCache(Cache):
         self.lengths: list[int] = []  # prompt tokens, by group
         self.steps: list[int] = []  # own tokens already in the cache, by group
         self.group_of: list[int] = []  # by row
+        self.capacity = 0  # places for own tokens
         self._forget()
 
     def _forget(self) -> None:
@@ -107,13 +108,13 @@ class GroupCache(Cache):
         added = len(new_lengths) * group
         lengths = [self.lengths[n] for n in alive] + new_lengths
         steps = [self.steps[n] for n in alive] + [0] * len(new_lengths)
-        capacity = max([_FIRST_CAPACITY, *[2 ** (step).bit_length() for step in steps]])
+        self.capacity = max([_FIRST_CAPACITY, *[2 ** (step).bit_length() for step in steps]])
         longest = max(self.lengths, default=0), max(lengths, default=0)
         for index in self.by_layer if self.by_layer else (fresh.pairs if fresh else ()):
             layer, pairs = self.by_layer.get(index), fresh.pairs[index] if fresh else []
             self.by_layer[index] = _Layer(
-                *(_merge_prompts(layer, pairs, part, kept_groups, longest, capacity) for part in (0, 1)),
-                *(_merge_rows(layer, pairs, part, rows, added, capacity) for part in (0, 1)),
+                *(_merge_prompts(layer, pairs, part, kept_groups, longest, self.capacity) for part in (0, 1)),
+                *(_merge_rows(layer, pairs, part, rows, added, self.capacity) for part in (0, 1)),
             )
         base = len(alive)
         self.group_of = [renumber[self.group_of[row]] for row in keep]
@@ -138,12 +139,12 @@ class GroupCache(Cache):
         """Make room for one more token of every row. Returns the position of each, int64 [R, 1]."""
         longest = max(self.steps)
         self.uniform = longest if min(self.steps) == longest else None
-        step_r = [self.steps[n] for n in self.group_of]
-        self.step_r = torch.tensor(step_r, device=self.device)
-        for layer in self.by_layer.values():
-            if layer.own_k.shape[2] == longest:
+        if self.uniform is None:
+            self.step_r = torch.tensor([self.steps[n] for n in self.group_of], device=self.device)
+        if longest == self.capacity:
+            self.capacity *= 2
+            for layer in self.by_layer.values():
                 layer.grow()
-            self.capacity = layer.own_k.shape[2]
         self._forget()
         return torch.tensor(self.positions, device=self.device)[:, None]
 
