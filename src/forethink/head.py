@@ -6,6 +6,7 @@ here too: a scale (Cohere, Granite) and a soft cap (Gemma).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 HEAD_CHUNK = 512  # rows of logits in memory at once
+# On a CPU, rows of them in fp32 at once: few enough for the caches, and no large block of memory to ask for.
+CPU_ROWS = 32
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -27,12 +30,15 @@ class _HeadLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, config: Any
     ) -> tuple[Tensor, Tensor]:
-        logits = project(hidden, weight, bias, temperature, config)
-        probabilities = torch.softmax(logits, -1)
-        top = logits.argmax(-1, keepdim=True)
-        normaliser = (logits.gather(-1, top) - probabilities.gather(-1, top).log())[:, 0]
-        logprobs = logits.gather(-1, targets[:, None])[:, 0] - normaliser
-        entropies = normaliser - torch.linalg.vecdot(probabilities, logits)
+        raw = _linear(hidden, weight, bias)
+        logprobs, entropies = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
+        for rows in _blocks(raw):
+            logits = _finish(raw[rows], temperature, config)
+            probabilities = torch.softmax(logits, -1)
+            top = logits.argmax(-1, keepdim=True)
+            normaliser = (logits.gather(-1, top) - probabilities.gather(-1, top).log())[:, 0]
+            logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser
+            entropies[rows] = normaliser - torch.linalg.vecdot(probabilities, logits)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.temperature, ctx.config = temperature, config
         ctx.mark_non_differentiable(entropies)
@@ -45,12 +51,14 @@ class _HeadLogprobs(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         capped = getattr(ctx.config.get_text_config(), "final_logit_softcapping", None)
         with torch.no_grad():
-            logits = project(hidden, weight, bias, ctx.temperature, ctx.config)
-            slope = torch.softmax(logits, -1).mul_(-upstream)
-            slope.scatter_add_(-1, targets[:, None], upstream)
-            if capped is not None:  # d (cap · tanh(z / cap)) / dz = 1 − tanh²
-                slope.mul_(1 - (logits * ctx.temperature / capped).square_())
-            slope = slope.mul_(logit_factor(ctx.config) / ctx.temperature).to(hidden.dtype)
+            slope = _linear(hidden, weight, bias)  # the logits, until their slopes are written over them
+            for rows in _blocks(slope):
+                logits = _finish(slope[rows], ctx.temperature, ctx.config)
+                part = torch.softmax(logits, -1).mul_(-upstream[rows])
+                part.scatter_add_(-1, targets[rows, None], upstream[rows])
+                if capped is not None:  # d (cap · tanh(z / cap)) / dz = 1 − tanh²
+                    part.mul_(1 - (logits * ctx.temperature / capped).square_())
+                slope[rows] = part.mul_(logit_factor(ctx.config) / ctx.temperature)
             d_hidden = slope @ weight.to(hidden.dtype) if needs_hidden else None
             d_weight = (slope.T @ hidden).to(weight.dtype) if needs_weight else None
             d_bias = slope.sum(0).to(bias.dtype) if bias is not None and needs_bias else None
@@ -72,10 +80,21 @@ def scaled(logits: Tensor, config: Any) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, config: Any) -> Tensor:
-    """Logits over the temperature, fp32 [M, V], of hidden states [M, D] in their dtype."""
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Ranges of rows to be worked on in fp32 together: on a CPU few, elsewhere all."""
+    rows = CPU_ROWS if logits.device.type == "cpu" else max(len(logits), 1)
+    return (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
+
+
+def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The head's output [M, V] in the dtype of hidden states [M, D]."""
     cast_bias = None if bias is None else bias.to(hidden.dtype)
-    logits = scaled(torch.nn.functional.linear(hidden, weight.to(hidden.dtype), cast_bias).float(), config)
+    return torch.nn.functional.linear(hidden, weight.to(hidden.dtype), cast_bias)
+
+
+def _finish(raw: Tensor, temperature: float, config: Any) -> Tensor:
+    """Logits over the temperature, fp32, of the head's output, which may be overwritten."""
+    logits = scaled(raw.float(), config)
     return logits if temperature == 1 else logits.div_(temperature)
 
 
@@ -83,7 +102,7 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits [M, V] in fp32 of hidden states [M, D], as the model itself would give them. No gradient is kept."""
     head = model.get_output_embeddings()
     with torch.no_grad():
-        return project(hidden, head.weight, getattr(head, "bias", None), 1.0, model.config)
+        return _finish(_linear(hidden, head.weight, getattr(head, "bias", None)), 1.0, model.config)
 
 
 def head_logprobs(
