@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 HEAD_CHUNK = 512  # rows of logits in memory at once
-# On a CPU, rows of them in fp32 at once: few enough for the caches, and no large block of memory to ask for.
-CPU_ROWS = 32
+CPU_ROWS = 32  # on a CPU, rows of them in fp32 at once: caches hold them, and no large block of memory is asked for
 
 
 class _HeadLogprobs(torch.autograd.Function):
@@ -31,8 +30,8 @@ class _HeadLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, config: Any
     ) -> tuple[Tensor, Tensor]:
         raw = _linear(hidden, weight, bias)
-        logprobs, entropies = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
-        for rows in _blocks(raw):
+        logprobs, entropies = (hidden.new_empty(len(targets), dtype=torch.float32) for _ in range(2))
+        for rows in _ranges(len(raw), _fp32_rows(raw)):
             logits = _finish(raw[rows], temperature, config)
             probabilities = torch.softmax(logits, -1)
             top = logits.argmax(-1, keepdim=True)
@@ -52,7 +51,7 @@ class _HeadLogprobs(torch.autograd.Function):
         capped = getattr(ctx.config.get_text_config(), "final_logit_softcapping", None)
         with torch.no_grad():
             slope = _linear(hidden, weight, bias)  # the logits, until their slopes are written over them
-            for rows in _blocks(slope):
+            for rows in _ranges(len(slope), _fp32_rows(slope)):
                 logits = _finish(slope[rows], ctx.temperature, ctx.config)
                 part = torch.softmax(logits, -1).mul_(-upstream[rows])
                 part.scatter_add_(-1, targets[rows, None], upstream[rows])
@@ -80,10 +79,14 @@ def scaled(logits: Tensor, config: Any) -> Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
-    """Ranges of rows to be worked on in fp32 together: on a CPU few, elsewhere all."""
-    rows = CPU_ROWS if logits.device.type == "cpu" else max(len(logits), 1)
-    return (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
+def _ranges(count: int, size: int) -> Iterator[slice]:
+    """Neighbouring ranges of ``size`` rows, the last maybe shorter, that make up ``count``."""
+    return (slice(begin, begin + size) for begin in range(0, count, size))
+
+
+def _fp32_rows(logits: Tensor) -> int:
+    """How many rows of a chunk are worked on in fp32 together."""
+    return CPU_ROWS if logits.device.type == "cpu" else HEAD_CHUNK
 
 
 def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -122,8 +125,7 @@ def head_logprobs(
     with torch.autocast(kind, enabled=False):
         # One cast for all chunks, inside the graph: its backward adds the chunks' gradients to the master weight.
         weight = head.weight.to(hidden.dtype)
-        for begin in range(0, len(targets), HEAD_CHUNK):
-            rows = slice(begin, begin + HEAD_CHUNK)
+        for rows in _ranges(len(targets), HEAD_CHUNK):
             pieces.append(_HeadLogprobs.apply(hidden[rows], weight, bias, targets[rows], temperature, model.config))
     if not pieces:
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
