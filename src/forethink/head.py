@@ -34,8 +34,7 @@ class _HeadLogprobs(torch.autograd.Function):
         for rows in _ranges(len(raw), _fp32_rows(raw)):
             logits = _finish(raw[rows], temperature, config)
             probabilities = torch.softmax(logits, -1)
-            top = logits.argmax(-1, keepdim=True)
-            normaliser = (logits.gather(-1, top) - probabilities.gather(-1, top).log())[:, 0]
+            normaliser = logits.amax(-1) - probabilities.amax(-1).log()
             logprobs[rows] = logits.gather(-1, targets[rows, None])[:, 0] - normaliser
             entropies[rows] = normaliser - torch.linalg.vecdot(probabilities, logits)
         ctx.save_for_backward(hidden, weight, bias, targets)

@@ -5,9 +5,9 @@ completions do not see each other. Here the row is cut into *tiles*: short runs 
 their ancestors. A tile's queries meet the keys of those ancestors, all visible, and the tile's own keys under a small
 mask. The query heads of one key-value head are one product, so keys and values are never repeated.
 
-Scores and softmax are fp32 whatever the inputs' type; only the products with values and in the backward pass run in
-it, as in torch's fused kernel. Nothing is kept between forward and backward but inputs and output: scores are made
-again. It is an attention function registered with transformers, so no model is patched.
+Scores and softmax are fp32 whatever the inputs' type; the weights and all products with them run in it, as in torch's
+fused kernel. The weights are kept for the backward pass while they are few (`KEPT`), else made again: that is a third
+of the whole. It is an attention function registered with transformers, so no model is patched.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "forethink_tree"
 TILE = 64  # queries in a tile, at most
+KEPT = 2**25  # bytes of weights a layer keeps for its backward pass, at most: some 4 prompts of 400 with 8 × 64 behind
+MOST_RUNS = 4  # of neighbouring keys, up to which adding run by run is faster than by index
 # What attention functions are handed beside the arguments below and may pass over without changing the result.
 HARMLESS = frozenset(
     {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
@@ -64,12 +66,29 @@ class Tile:
 
 @dataclass(frozen=True)
 class Cut:
-    """One tile's work under one window: key indices int64 [L], and what to add to its scores, fp32 [m, L], or None."""
+    """One tile's work under one window.
+
+    Attributes:
+        keys: packed indices of the tokens its queries meet, int64 [L], ascending.
+        mask: what to add to the scores, fp32 [m, L]; None where every query sees every key.
+        runs: the same indices as half-open ranges.
+    """
 
     first: int
     past: int
     keys: Tensor
     mask: Tensor | None
+    runs: tuple[tuple[int, int], ...]
+
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """Add a part [K, L, x] to the keys' places in fp32 [K, N, x]."""
+        if len(self.runs) > MOST_RUNS:
+            total.index_add_(1, self.keys, part.float())
+            return
+        at = 0
+        for begin, past in self.runs:
+            total[:, begin:past] += part[:, at : at + past - begin]
+            at += past - begin
 
 
 @dataclass
@@ -108,7 +127,15 @@ class Plan:
         if window is not None:
             hidden |= self.positions_t[queries][:, None] - self.positions_t[keys] >= window
         mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf) if bool(hidden.any()) else None
-        return Cut(tile.first, tile.past, keys, mask)
+        return Cut(tile.first, tile.past, keys, mask, _runs(keys))
+
+
+def _runs(keys: Tensor) -> tuple[tuple[int, int], ...]:
+    """Ascending indices as half-open ranges of neighbours."""
+    breaks = (keys.diff() > 1).nonzero()[:, 0]
+    firsts = torch.cat([keys[:1], keys[breaks + 1]])
+    pasts = torch.cat([keys[breaks], keys[-1:]]) + 1
+    return tuple(zip(firsts.tolist(), pasts.tolist(), strict=True))
 
 
 def plan(ends: Sequence[int], positions: Sequence[int], tile: int | None = None) -> Plan:
@@ -143,16 +170,14 @@ def plan(ends: Sequence[int], positions: Sequence[int], tile: int | None = None)
     return Plan(tiles, torch.tensor(ends), torch.tensor(positions))
 
 
-def _weights(
-    query: Tensor, key: Tensor, cut: Cut, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
+def _weights(query: Tensor, key: Tensor, cut: Cut, softcap: float | None) -> tuple[Tensor, Tensor | None]:
     """One tile's softmax weights, fp32 [K, rep · m, L], and the soft cap's slope at its scores where there is one.
 
-    Queries [K, rep, N, d] and keys [K, N, d] are fp32.
+    Scaled queries [K, rep, N, d] and keys [K, N, d] are fp32.
     """
     kv, rep, _, width = query.shape
     own = query[:, :, cut.first : cut.past].reshape(kv, -1, width)
-    scores = torch.bmm(own, key.index_select(1, cut.keys).transpose(1, 2)).mul_(scale)
+    scores = torch.bmm(own, key.index_select(1, cut.keys).transpose(1, 2))
     slope = None
     if softcap is not None:
         scores = scores.div_(softcap).tanh_()
@@ -176,39 +201,47 @@ class _TreeAttention(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> Tensor:
-        out = query.new_empty(*query.shape[:3], value.shape[-1])
+        kv, rep, _, width = *query.shape[:3], value.shape[-1]
+        out = query.new_empty(*query.shape[:3], width)
+        size = sum((cut.past - cut.first) * len(cut.keys) for cut in cuts) * kv * rep * value.element_size()
+        keep = any(ctx.needs_input_grad[:3]) and softcap is None and size <= KEPT
+        kept = []
         with torch.autocast(query.device.type, enabled=False):
-            query_f, key_f = query.float(), key.float()
+            query_f, key_f = query.float() * scale, key.float()
             for cut in cuts:
-                weights, _ = _weights(query_f, key_f, cut, scale, softcap)
-                part = torch.bmm(weights.to(value.dtype), value.index_select(1, cut.keys))
-                out[:, :, cut.first : cut.past] = part.view(*query.shape[:2], cut.past - cut.first, -1)
-        ctx.save_for_backward(query, key, value)
+                weights = _weights(query_f, key_f, cut, softcap)[0].to(value.dtype)
+                part = torch.bmm(weights, value.index_select(1, cut.keys))
+                out[:, :, cut.first : cut.past] = part.view(kv, rep, -1, width)
+                if keep:
+                    kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.rest = cuts, scale, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         cuts, scale, softcap = ctx.rest
         kv, rep, _, width = query.shape
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (key, value))
         with torch.autocast(query.device.type, enabled=False):
-            query_f, key_f = query.float(), key.float()
-            for cut in cuts:
+            if not kept:
+                query_f, key_f = query.float() * scale, key.float()
+            for i, cut in enumerate(cuts):
                 span = slice(cut.first, cut.past)
-                weights, slope = _weights(query_f, key_f, cut, scale, softcap)
+                weights, slope = (kept[i], None) if kept else _weights(query_f, key_f, cut, softcap)
+                weights = weights.to(value.dtype)  # the same bits, kept or not
                 upstream = gradients[0][:, :, span].reshape(kv, -1, value.shape[-1])
-                d_value.index_add_(1, cut.keys, torch.bmm(weights.to(value.dtype).transpose(1, 2), upstream).float())
-                d_weights = torch.bmm(upstream, value.index_select(1, cut.keys).transpose(1, 2)).float()
-                d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, torch.float32)
-                d_scores = d_scores.mul_(scale) if slope is None else d_scores.mul_(scale).mul_(slope)
-                d_scores = d_scores.to(query.dtype)
+                cut.add(d_value, torch.bmm(weights.transpose(1, 2), upstream))
+                d_weights = torch.bmm(upstream, value.index_select(1, cut.keys).transpose(1, 2))
+                d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+                if slope is not None:
+                    d_scores.mul_(slope)
                 d_query[:, :, span] = torch.bmm(d_scores, key.index_select(1, cut.keys)).view(kv, rep, -1, width)
                 own = query[:, :, span].reshape(kv, -1, width)
-                d_key.index_add_(1, cut.keys, torch.bmm(d_scores.transpose(1, 2), own).float())
-        return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
+                cut.add(d_key, torch.bmm(d_scores.transpose(1, 2), own))
+        return d_query.mul_(scale), d_key.mul_(scale).to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
 _plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
