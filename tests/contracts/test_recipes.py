@@ -50,7 +50,7 @@ def test_every_recipe_is_read(path: Path, tmp_path: Path) -> None:
 def test_recipes_hold_no_path_of_a_machine(path: Path) -> None:
     config = load_config(path)
     assert not Path(config.run).is_absolute() and config.run.startswith("runs/")
-    paths = (config.corpus.path, config.questions.source, config.questions.held_out)
+    paths = (config.corpus.path, config.questions.source, config.questions.held_out, *config.tasks.path)
     assert all(path is None or not Path(path).is_absolute() for path in paths)
 
 
