@@ -1,8 +1,9 @@
 """Rewrite the tables of docs/results.md from the committed summaries: `make results`.
 
 The page says itself where a table goes and of what: between ``<!-- table KIND NAME … -->`` and ``<!-- end -->``, with
-the kinds of `KINDS`. NAME is a summary, results/NAME.json (see collect.py); what follows picks evaluations, e.g.
-``"after RPT=run/rpt"`` (a label, the run, the evaluation). What no run has given yet reads "not yet run".
+the kinds of `KINDS`. NAME is a summary, results/NAME.json (see collect.py), or several joined by ``+``; what follows
+picks evaluations, e.g. ``"after RPT=run/rpt"`` (a label, the run, the evaluation). What no run has given yet reads
+"not yet run".
 """
 
 from __future__ import annotations
@@ -240,8 +241,14 @@ def render(spec: str, folder: Path) -> str:
     kind, name, *rest = shlex.split(spec)
     if kind not in KINDS:
         raise SystemExit(f"{PAGE.name}: no table {kind!r}; choose one of {', '.join(KINDS)}.")
-    path = folder / f"{name}.json"
-    return KINDS[kind](json.loads(path.read_text(encoding="utf-8")), *rest) if path.is_file() else NOT_YET
+    paths = [folder / f"{one}.json" for one in name.split("+")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    if not found:
+        return NOT_YET
+    runs = {run: record for data in found for run, record in data["runs"].items()}
+    if len(runs) < sum(len(data["runs"]) for data in found):
+        raise SystemExit(f"{PAGE.name}: {name}: two summaries have a run of one name; collect one of them anew.")
+    return KINDS[kind]({**found[0], "runs": runs}, *rest)
 
 
 def rewrite(page: str, folder: Path = HERE) -> str:

@@ -145,6 +145,18 @@ def test_tables_of_a_real_run(summary: Path) -> None:
     assert make.render("note small", folder) == "A note."
 
 
+def test_a_table_shows_several_summaries(summary: Path, tmp_path: Path) -> None:
+    data = json.loads(summary.read_text())
+    (tmp_path / "one.json").write_text(summary.read_text())
+    (tmp_path / "two.json").write_text(json.dumps(data | {"runs": {"other": data["runs"]["small"]}}))
+    table = make.render("accuracy one+two+none a=small/before b=other/before", tmp_path)
+    rows = table.splitlines()[2:]
+    assert [row.replace("| b |", "| a |") for row in rows[2:]] == rows[:2] and rows[2].startswith("| b |")
+    (tmp_path / "three.json").write_text(summary.read_text())
+    with pytest.raises(SystemExit, match="two summaries have a run of one name"):
+        make.render("accuracy one+three", tmp_path)
+
+
 @pytest.mark.parametrize("kind", sorted(set(make.KINDS) - {"accuracy", "differences", "cost", "commands", "note"}))
 def test_what_a_run_has_not_given_is_not_yet_run(summary: Path, kind: str) -> None:
     assert make.render(f"{kind} small", summary.parent) == make.NOT_YET
