@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import multiprocessing
 import socket
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_autocast_keeps_shared_prefixes_and_the_direction(name, tmp_path, tiny_l
     assert torch.cosine_similarity(whole, half, dim=0) > 0.99
 
 
-def test_two_processes_train_what_one_trains(tmp_path, tiny_llama, smollm2_tokenizer) -> None:
+@pytest.mark.parametrize("settings", [("train.ntp_weight=0.05",), ()], ids=["with the next-token loss", "alone"])
+def test_two_processes_train_what_one_trains(settings, tmp_path, tiny_llama, smollm2_tokenizer) -> None:
     children = multiprocessing.get_context("forkserver")
     children.set_forkserver_preload(["trainers", "forethink.training.grpo", "forethink.training.train"])
     found = {}
@@ -108,13 +110,24 @@ def test_two_processes_train_what_one_trains(tmp_path, tiny_llama, smollm2_token
         run = tmp_path / str(count) / "run"
         run.mkdir(parents=True)
         prepare(run, tiny_llama, smollm2_tokenizer)
+        (run.parent / "reward.py").write_text(
+            "def reward(answer, problem):\n    return float(len(answer.thought) % 7) if problem.index % 8 else 0.0\n"
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         # What torchrun sets. One group of problems is enough for a process to be idle in some micro-batch.
         common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         own = [{**common, "RANK": str(i), "LOCAL_RANK": str(i)} if count > 1 else {} for i in range(count)]
-        config = train_settings(run, "train.steps=3", "train.ntp_weight=0.05")
+        # At a low temperature few of the random policy's 49,152 tokens carry all mass. Were it nearly uniform, the
+        # last bits in which the two runs' weights differ would flip a sampled token, and all would part from there.
+        config = train_settings(
+            run,
+            "train.steps=3",
+            f"reward.name={run.parent / 'reward.py'}:reward",
+            "rollout.temperature=0.1",
+            *settings,
+        )
         processes = [children.Process(target=train_in_child, args=(config, one)) for one in own]
         for process in processes:
             process.start()
@@ -128,6 +141,8 @@ def test_two_processes_train_what_one_trains(tmp_path, tiny_llama, smollm2_token
         )
     (one, samples, _), (two, their_samples, metrics) = found[1], found[2]
     assert len(metrics) == 3 and len(samples) == len(their_samples)
+    # An odd number of groups with a signal: one process has more to train than the other.
+    assert any(round(json.loads(line)["groups/signal"] * 4) % 2 for line in metrics)
     start = dict(tiny_llama.named_parameters())
     for name, value in one.items():
         assert (value - two[name]).norm() < 0.01 * (value - start[name]).norm(), name

@@ -108,10 +108,13 @@ def thought_mask(completion: Completion, token_bytes: Sequence[bytes], thought_o
     return mask
 
 
-def idle_group(problem: Task, token: int, version: int) -> Group:
-    """A group of two tokens without gradient: what a process computes while only others have something to train."""
-    nothing = Completion(problem.id, 0, (token,), b"", (0.0,), Finish.LENGTH, version)
-    return Group(problem, [token], [nothing], [], [], [None], torch.zeros(1), [[False]])
+def idle_group(problem: Task, token: int, count: int) -> Group:
+    """A group of ``count`` completions of one token and no gradient, for a process that has less to train than others.
+
+    Collective operations over processes want as many rows from each.
+    """
+    nothing = [Completion(problem.id, i, (token,), b"", (0.0,), Finish.LENGTH, 0) for i in range(count)]
+    return Group(problem, [token], nothing, [], [], [None] * count, torch.zeros(count), [[False]] * count)
 
 
 def collate(groups: Sequence[Group], pad: int) -> dict[str, Tensor]:

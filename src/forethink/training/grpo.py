@@ -144,7 +144,8 @@ class ReinforcementTrainer(GRPOTrainer):
         """Cut the groups with a signal into micro-batches, as few as hold them.
 
         The last of a step is never None where another is not: there gradients are reduced over processes. How many
-        there are is the same on every process, so that collective operations meet.
+        there are, and how many completions each holds, is the same on every process, so that collective operations
+        meet.
         """
         slices, device = self.args.steps_per_generation, self.accelerator.device
         live = sorted((group for group in kept if group.signal), key=lambda group: group.prompt)
@@ -156,7 +157,10 @@ class ReinforcementTrainer(GRPOTrainer):
         busy = slices if self.ntp_weight else -(-most // size)
         batches: list[dict[str, Any] | None] = [None] * (slices - busy)
         for i in range(busy):
-            groups = live[i * size : (i + 1) * size] or [idle_group(wanted[0], wanted[0].context_ids[-1], 0)]
+            groups = live[i * size : (i + 1) * size]
+            rows = max(min(most - i * size, size), 1) * self.num_generations
+            if missing := rows - sum(len(group.completions) for group in groups):
+                groups.append(idle_group(wanted[0], wanted[0].context_ids[-1], missing))
             batch: dict[str, Any] = collate(groups, self._tokenizer.pad_token_id or 0)
             batch = {key: value.to(device) for key, value in batch.items()}
             batch |= {"num_items_in_batch": trained, "texts": texts[i::slices], "text_tokens": plain}
