@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forethink.rundir import read_jsonl
+from forethink.rundir import read_json, read_jsonl
 from forethink.spent import totals
 from forethink.types import ForethinkError
 
@@ -47,16 +47,6 @@ class Point:
         return rows[0][metric]["value"] if rows else None
 
 
-def _json(path: Path) -> Record:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ForethinkError(f"{path}: cannot be read ({error}); make this folder again.") from None
-    if not isinstance(data, dict):
-        raise ForethinkError(f"{path}: holds no record; make this folder again.")
-    return data
-
-
 def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
     """The training folder that wrote a model, and the checkpoint's step (None: the end); or why there is none.
 
@@ -69,7 +59,7 @@ def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
         folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         step = int(named[1]) if named else None
     elif (path / "trainer_state.json").is_file():
-        folder, step = run / "train", int(_json(path / "trainer_state.json")["global_step"])
+        folder, step = run / "train", int(read_json(path / "trainer_state.json")["global_step"])
     else:
         return f"{model} is no checkpoint of a training run"
     # A run folder may have been moved since, and relative names depend on where the command was started.
@@ -81,12 +71,12 @@ def _locate(model: str, run: Path) -> tuple[Path, int | None] | str:
 
 def read_point(evaluation: Path, run: Path) -> Point | str:
     """The point of a finished evaluation below a run, or why it is none."""
-    result = _json(evaluation / "eval.json")
+    result = read_json(evaluation / "eval.json")
     found = _locate(result["model"]["adapter"] or result["model"]["name"], run)
     if isinstance(found, str):
         return found
     training, step = found
-    stage = _json(training / "run.json").get("stage", "")
+    stage = read_json(training / "run.json").get("stage", "")
     if stage == "warmup":
         return "the warm start: training begins there"
     lines = {int(line["step"]): line for line in read_jsonl(training / "metrics.jsonl") if totals(line)}
@@ -95,7 +85,7 @@ def read_point(evaluation: Path, run: Path) -> Point | str:
     step = max(lines) if step is None else step
     kept = Path(result["model"]["name"]) / "spent.json"
     if step not in lines and kept.is_file():
-        return Point(evaluation, training, stage, step, totals(_json(kept)), result)
+        return Point(evaluation, training, stage, step, totals(read_json(kept)), result)
     if not min(lines) <= step <= max(lines):
         return f"{training / 'metrics.jsonl'} has no step {step}"
     steps = sorted(lines)
@@ -157,7 +147,7 @@ def before(points: Sequence[Point]) -> dict[str, Record]:
     found = {}
     for training in sorted({point.training for point in points}):
         state = training.parent / "warmup" / "run.json"
-        result = _json(state).get("result", {}) if state.is_file() else {}
+        result = read_json(state).get("result", {}) if state.is_file() else {}
         if "flops" in result:
             found[str(training)] = {key: result[key] for key in ("flops", "seconds") if key in result}
     return found

@@ -74,6 +74,21 @@ def hash_inputs(path: Path) -> dict[str, str]:
     return {str(file): hash_file(file) for file in files}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The record in a JSON file of ours.
+
+    Raises:
+        ForethinkError: it cannot be read, or is no record.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ForethinkError(f"{path}: cannot be read ({error}); make this folder again.") from None
+    if not isinstance(found, dict):
+        raise ForethinkError(f"{path}: holds no record; make this folder again.")
+    return found
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL log of ours. A torn last line (the writer was killed) is passed over."""
     if not path.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from forethink import __version__
 from forethink.report.documents import gather
 from forethink.report.findings import Evaluated, pairs, patterns, scaling
 from forethink.report.samples import Record, read_source
-from forethink.rundir import read_jsonl
+from forethink.rundir import read_json, read_jsonl
 from forethink.types import ForethinkError
 
 BUDGET = 4_000_000  # characters of JSON for documents and completions
@@ -29,16 +28,6 @@ _CURVES = (
 _TOTALS = ("step", "tokens/", "flops", "seconds")  # counted from the start: of several steps the last one's
 
 
-def _json(path: Path) -> Record:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ForethinkError(f"{path}: cannot be read ({error}); make this stage again.") from None
-    if not isinstance(found, dict):
-        raise ForethinkError(f"{path}: holds no table; make this stage again.")
-    return found
-
-
 def _stages(run: Path, label: str) -> list[Record]:
     """The stages of a run in the order they were started, each with its folder."""
     if (run / "run.json").exists():
@@ -47,7 +36,7 @@ def _stages(run: Path, label: str) -> list[Record]:
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(run).parts)]
     if not files:
         raise ForethinkError(f"{run}: no run folder (it holds no stage's run.json); name the folder given as --run.")
-    found = [(file.parent, _json(file)) for file in files]
+    found = [(file.parent, read_json(file)) for file in files]
     found.sort(key=lambda item: (str(item[1].get("created", "")), str(item[0])))
     return [_stage(folder, record, run, label) for folder, record in found]
 
@@ -63,7 +52,7 @@ def _stage(folder: Path, record: Record, run: Path, label: str) -> Record:
         "run": label,
         "name": str(folder.relative_to(run)),
         **{key: record.get(key) for key in shown},
-        "dropped": _json(dropped) if dropped.exists() else None,
+        "dropped": read_json(dropped) if dropped.exists() else None,
         "result": None if record.get("stage") == "eval" else record.get("result"),
         "config": config.read_text(encoding="utf-8", errors="replace") if config.exists() else None,
     }
@@ -72,7 +61,7 @@ def _stage(folder: Path, record: Record, run: Path, label: str) -> Record:
 def _evaluation(folder: Path, stage: Mapping[str, Any]) -> Record | None:
     """An evaluation's figures; None before it is finished."""
     file = folder / "eval.json"
-    return {**_json(file), "run": stage["run"], "name": stage["name"]} if file.exists() else None
+    return {**read_json(file), "run": stage["run"], "name": stage["name"]} if file.exists() else None
 
 
 def _measured(value: Any) -> bool:
