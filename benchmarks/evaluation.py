@@ -18,8 +18,8 @@ from benchmarks.common import (
     seconds,
     tokenizer_of,
 )
+from forethink.device import keep_memory
 from forethink.evaluate.accuracy import plain_pass
-from forethink.models import keep_memory
 from forethink.rollout.decoders import GroupDecoder
 from forethink.rollout.transformers_engine import TransformersEngine
 from forethink.tokens import document_start

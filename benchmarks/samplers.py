@@ -29,7 +29,7 @@ def _serve(size: Size, channel: Channel, work: Callable[[int], int]) -> None:
 
 def engine(size: Size, channel: Channel) -> None:
     """forethink's transformers engine with its defaults. The prompts are prefilled anew at every call."""
-    from forethink.models import keep_memory
+    from forethink.device import keep_memory
     from forethink.rollout.transformers_engine import TransformersEngine
 
     if size.device == "cpu":

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig
 from benchmarks.common import Size, alternate, compared, memory, policy, reset_peak, seconds, texts, tokenizer_of
 from benchmarks.worker import Channel, Worker
 from forethink.config import Score
-from forethink.models import keep_memory
+from forethink.device import keep_memory
 from forethink.scoring import Scorer
 from forethink.scoring.local import batches, windows
 from forethink.types import Document

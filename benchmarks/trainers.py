@@ -31,7 +31,8 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.common import Size, clock, memory, policy, problems, prompts, reset_peak, tokenizer_of
 from benchmarks.worker import Channel
 from forethink.config import load_config
-from forethink.models import keep_memory, token_bytes
+from forethink.device import keep_memory
+from forethink.models import token_bytes
 from forethink.rollout import make_engine
 from forethink.training.groups import Scored
 from forethink.training.settings import grpo_settings

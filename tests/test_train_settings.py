@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from transformers import TrainerState
 
 from forethink.config import load_config
+from forethink.device import computes_in_bf16, multiplies_bf16
 from forethink.rundir import RunDir, read_jsonl
 from forethink.training.progress import Progress
 from forethink.training.settings import grpo_settings, training_order
@@ -18,7 +21,19 @@ def test_trl_options_pass_through_and_sizes_fit(tmp_path) -> None:
     assert settings.optim == "adamw_torch" and settings.adam_beta2 == 0.95
     assert settings.per_device_train_batch_size == 4 * 8  # 4 is the largest part of 12 that 5 problems hold
     assert settings.gradient_accumulation_steps == settings.steps_per_generation == 3
-    assert settings.bf16 and settings.loss_type == "dapo" and settings.num_iterations == 1 and settings.beta == 0
+    assert settings.loss_type == "dapo" and settings.num_iterations == 1 and settings.beta == 0
+
+
+@pytest.mark.parametrize("avx512, amx, fast", [(False, False, False), (True, False, True), (False, True, True)])
+def test_bf16_is_used_where_the_processor_multiplies_it(avx512, amx, fast, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    for precision, autocast in (("auto", fast), ("bf16", True), ("fp32", False), ("pure_bf16", False)):
+        config = load_config(None, [f"train.precision={precision}"])
+        assert grpo_settings(config, tmp_path, cpu=True).bf16 is autocast
+    assert load_config().train.precision == load_config().ntp.precision == "auto"
+    assert computes_in_bf16("pure_bf16", "cpu") and computes_in_bf16("auto", "cpu") is fast
+    assert not multiplies_bf16("mps")
 
 
 def test_every_pass_takes_every_problem_once() -> None:

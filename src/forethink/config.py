@@ -137,7 +137,7 @@ class Train(_Section):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=0.2, gt=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
-    precision: Literal["bf16", "fp32", "pure_bf16"] = "bf16"  # bf16: fp32 master weights under autocast
+    precision: Literal["auto", "bf16", "fp32", "pure_bf16"] = "auto"  # bf16: over fp32 weights; auto: if it is fast
     micro_batch: int = Field(default=4, ge=1)  # problems per backward pass
     dynamic_sampling_from: int | None = 0  # step from which degenerate groups are refilled; None: never
     refill: int = Field(default=2, ge=0)  # at most this many extra batches of problems a step
@@ -160,7 +160,7 @@ class Ntp(_Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # over the budget, after a short rise
     batch: int = Field(default=8192, ge=16)  # tokens a step
     window: int = Field(default=1024, ge=2)  # tokens of a document learnt at once
-    precision: Literal["bf16", "fp32"] = "bf16"  # bf16: fp32 master weights under autocast
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # as train.precision
     lora_rank: int = Field(default=0, ge=0)  # 0: full weights
     keep: int = Field(default=1, ge=1)  # models kept at equal shares of the budget, the last one included
     save_every: int = Field(default=10, ge=1)  # steps between checkpoints to resume from

@@ -228,7 +228,7 @@ def count_memory(config: Config, sizes: Sizes, lengths: Lengths) -> dict[str, in
     p, r = lengths.longest_prompt, lengths.longest_response
     largest = max(tokens for tokens, _ in group_packs(p, r, group, sizes.hidden))
     wide = 2 if config.train.precision == "fp32" else 1
-    autocast = 2 * sizes.parameters if config.train.precision == "bf16" else 0
+    autocast = 2 * sizes.parameters if config.train.precision in ("auto", "bf16") else 0
     return {
         "master weights": master * sizes.parameters,
         "bf16 copy under autocast": autocast,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from forethink.device import pick_device, pick_dtype
 from forethink.rundir import hash_file
 from forethink.tokens import encode_document, fingerprint, special_ids, token_bytes
 from forethink.types import ForethinkError, first_line
@@ -167,46 +168,6 @@ def adapter_base(folder: Path, policy: str, warn: Callable[[str], object]) -> st
     return policy
 
 
-def _pick_device(device: str) -> torch.device:
-    import torch
-
-    if device != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    import torch
-
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # bf16 pays on a CPU only where it has instructions for it; without, every operation converts to and fro.
-    fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else torch.float32
-
-
-def keep_memory() -> None:
-    """Keep freed memory in the process (Linux with glibc; elsewhere nothing happens).
-
-    By default glibc hands every large freed block back and takes it anew, zeroed page by page. Training on a CPU frees
-    and takes the same hundreds of megabytes at each step: without this it is slower, up to twice, and unsteady.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps its top
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars of transformers' where nobody watches: in a log they are noise."""
@@ -261,8 +222,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, GgufConfig
 
     source, gguf = _source(name)
-    place = _pick_device(device)
-    chosen = _pick_dtype(dtype, place)
+    place = pick_device(device)
+    chosen = pick_dtype(dtype, place)
     extra: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if gguf:
         extra |= {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}

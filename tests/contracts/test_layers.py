@@ -24,7 +24,7 @@ LAYERS = [
     {"paired"},
     {"corpus", "records", "selectors", "problems", "templates", "rewards", "rescore", "keys", "spent", "questions",
      "verify"},
-    {"tokens", "models", "scoring", "rollout", "packing", "head", "flops", "tree_attention"},
+    {"device", "tokens", "models", "scoring", "rollout", "packing", "head", "flops", "tree_attention"},
     {"training"},
     {"evaluate"},
     {"stages", "dryrun", "scaling", "powerlaw", "evaluated", "patterns", "compare", "sheets", "looking", "report",

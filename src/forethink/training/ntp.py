@@ -26,8 +26,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from forethink.config import Config
+from forethink.device import computes_in_bf16, keep_memory
 from forethink.flops import Flops
-from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, model_inputs
+from forethink.models import fingerprint, load_model, load_tokenizer, model_inputs
 from forethink.recipe import stage_folder
 from forethink.records import read_problems, read_scored, scored_metadata, scored_shards
 from forethink.rundir import RunDir, hash_file
@@ -273,7 +274,7 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
         )
     arguments = TrainingArguments(
         output_dir=str(run.path / "checkpoints"), per_device_train_batch_size=1, max_steps=ENDLESS,
-        learning_rate=knobs.learning_rate, weight_decay=0.01, bf16=knobs.precision == "bf16",
+        learning_rate=knobs.learning_rate, weight_decay=0.01, bf16=computes_in_bf16(knobs.precision, model.device),
         use_cpu=model.device.type == "cpu", seed=config.seed, logging_steps=1, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=knobs.save_every, save_total_limit=2, report_to=[], disable_tqdm=True,
         remove_unused_columns=False,

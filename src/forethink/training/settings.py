@@ -12,6 +12,7 @@ import numpy as np
 from trl import GRPOConfig
 
 from forethink.config import Config
+from forethink.device import computes_in_bf16
 from forethink.types import ForethinkError, Problem
 
 # What forethink's own configuration decides, or its trainer relies on: not to be set in [trl].
@@ -99,7 +100,9 @@ def grpo_settings(config: Config, folder: Path, cpu: bool) -> GRPOConfig:
         "gradient_accumulation_steps": local // micro,
         "steps_per_generation": local // micro,
         "seed": config.seed,
-        "bf16": knobs.precision == "bf16",
+        # Under autocast: fp32 master weights. Weights in bf16 themselves need none.
+        "bf16": knobs.precision != "pure_bf16"
+        and computes_in_bf16(knobs.precision, "cpu" if cpu else config.model.device),
         "use_cpu": cpu,
         "save_steps": knobs.save_every,
     }

@@ -29,6 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from forethink.device import multiplies_bf16
 from forethink.flops import Flops
 from forethink.rundir import RunDir, write_atomic
 from forethink.spent import totals
@@ -214,7 +215,8 @@ def supervise(
         lr_scheduler_type="linear",
         warmup_steps=min(10, steps // 10 + 1),
         weight_decay=0.01,
-        bf16=_bf16_pays(model),
+        # A tiny model's products are too small to gain by it.
+        bf16=multiplies_bf16(model.device) and model.num_parameters() > 10_000_000,
         use_cpu=model.device.type == "cpu",
         seed=seed,
         logging_nan_inf_filter=False,
@@ -268,10 +270,3 @@ class Log(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.stop is not None and self.stop(state.global_step, self.trainer.tick()):
             control.should_training_stop = True
-
-
-def _bf16_pays(model: PreTrainedModel) -> bool:
-    """Whether this device multiplies bf16 faster than fp32; tiny models are left in fp32."""
-    if model.device.type == "cpu":
-        return bool(torch.cpu._is_avx512_bf16_supported()) and model.num_parameters() > 10_000_000
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()

@@ -108,7 +108,7 @@ class Stage:
         import torch
         from transformers.utils import logging
 
-        from forethink.models import keep_memory
+        from forethink.device import keep_memory
         from forethink.training.forward import base_of
         from forethink.training.settings import grpo_settings, training_order
 
@@ -189,6 +189,7 @@ class Stage:
         """The engine over weights of its own: the trainer changes how its model is called."""
         import torch
 
+        from forethink.device import computes_in_bf16
         from forethink.rollout import make_engine
         from forethink.training.checkpoints import merged
 
@@ -197,7 +198,7 @@ class Stage:
         if rollout.engine == "vllm" and self.adapter is None:
             return make_engine(rollout, self.start, tokenizer, stop, thought_open=thought_open)
         twin = merged(model)
-        dtype = torch.float32 if self.config.train.precision == "fp32" else torch.bfloat16
+        dtype = torch.bfloat16 if computes_in_bf16(self.config.train.precision, model.device) else torch.float32
         for parameter in twin.parameters():  # not .to(dtype): buffers such as rotary frequencies stay precise
             parameter.requires_grad_(False)
             parameter.data = parameter.data.to(dtype)

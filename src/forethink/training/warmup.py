@@ -66,8 +66,9 @@ class _Stage:
     def __init__(self, config: Config, run: RunDir, folder: Path) -> None:
         import torch
 
+        from forethink.device import keep_memory
         from forethink.flops import Flops
-        from forethink.models import fingerprint, keep_memory, load_model, load_tokenizer, token_bytes
+        from forethink.models import fingerprint, load_model, load_tokenizer, token_bytes
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
