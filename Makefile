@@ -1,6 +1,7 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
 # make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
+# make arms    start, warm start, RPT and the compute-matched baseline of RECIPE on CORPUS=FILE, evaluated on HELD_OUT=FILE
 # make check   linter, formatter and type checker over the whole package
 # make bench   speed and memory beside TRL, generate and vLLM: minutes to an hour, on an otherwise idle machine
 # make results rewrite the tables of docs/results.md from results/*.json
@@ -27,14 +28,21 @@ BROWSER := $(VENV)/.browser
 BENCH_VLLM := benchmarks/.venv-vllm
 FAMILY ?= recipes/family
 CORPUS ?=
+RECIPE ?= recipes/omni_math.toml
+HELD_OUT ?=
 
-.PHONY: demo family test check bench bench-vllm results pictures clean install
+.PHONY: demo arms family test check bench bench-vllm results pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
 
 family: $(READY)
 	$(VENV)/bin/python recipes/family.py $(FAMILY) --corpus "$(or $(CORPUS),$(error name a corpus: make family CORPUS=FILE))" $(ARGS)
+
+arms: $(READY)
+	$(VENV)/bin/python recipes/arms.py $(RECIPE) \
+		--corpus "$(or $(CORPUS),$(error name a corpus to train on: make arms CORPUS=FILE HELD_OUT=FILE))" \
+		--held-out "$(or $(HELD_OUT),$(error name a corpus to evaluate on: make arms CORPUS=FILE HELD_OUT=FILE))" $(ARGS)
 
 test: $(READY) $(GEMMA) $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)

@@ -54,6 +54,16 @@ def _without_absent_model(command: list[str]) -> list[str]:
     return command if Path(command[at + 1]).is_dir() else command[:at] + command[at + 2 :]
 
 
+def run_all(commands: list[list[str]]) -> int:
+    """Run commands one after the other; the exit code of the first that failed, else 0."""
+    for number, command in enumerate(map(_without_absent_model, commands), 1):
+        print(f"\n[{number}/{len(commands)}] forethink {' '.join(command)}", flush=True)
+        code = cli.main(command)
+        if code:
+            return code
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the plan; the exit code of the command that failed, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -67,12 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ForethinkError as error:
         print(f"family: {error}", file=sys.stderr)
         return 2
-    for number, command in enumerate(map(_without_absent_model, commands), 1):
-        print(f"\n[{number}/{len(commands)}] forethink {' '.join(command)}", flush=True)
-        code = cli.main(command)
-        if code:
-            return code
-    return 0
+    return run_all(commands)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from forethink.models import fingerprint, load_tokenizer
 from forethink.records import problems_metadata, read_problems
 from forethink.report.collect import collect
 from forethink.rundir import RunDir, read_jsonl
+from forethink.spent import stage_total
 from forethink.stages import problems, score
 from forethink.templates import load_template
 from forethink.training.supervised import Example, supervise
@@ -147,3 +148,53 @@ def test_evaluations_on_a_corpus_of_their_own_share_its_scores() -> None:
     assert all('corpus.path="a b.jsonl"' in command for command in commands if command[0] == "train")
     assert all("seed=1" in command for command in commands[:-1])
     assert sum(command[0] == "train" for command in commands) == 8
+
+
+def test_the_arms_of_a_recipe_are_one_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = home / "arms"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    main = load_function(f"{RECIPES / 'arms.py'}:main")
+    (home / "held_out.jsonl").write_text("".join((home / "corpus.jsonl").read_text().splitlines(True)[:6]))
+    arguments = [
+        str(RECIPES / "omni_math.toml"), "--corpus", str(home / "corpus.jsonl"), "--held-out",
+        str(home / "held_out.jsonl"), "--seeds", "0", "1", "--curve", "eval.samples=1",
+        f"model.name={home / 'taught' / 'model'}", *SMALL, "train.keep_every=1", "ntp.precision=fp32", "ntp.batch=64",
+        "ntp.window=32", "ntp.lora_rank=4", "warmup.lora_rank=4", "train.lora_rank=4",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    top, first, second = (place / "runs" / f"omni_math{seed}" for seed in ("", "-seed0", "-seed1"))
+    evaluations = {run: {path.parent.name for path in run.glob("*/eval.json")} for run in (top, first, second)}
+    assert evaluations[top] == {"base"} and evaluations[second] == {"warm", "rpt", "ntp_eval"}
+    assert evaluations[first] == {*evaluations[second], "step-0001", "step-0002", "step-0003"}
+    asked = {line["problem"] for line in read_jsonl(top / "base" / "samples.jsonl")}
+    held_out = top / "eval_corpus" / "held_out.jsonl" / "problems"
+    assert asked <= {problem.id for problem in read_problems(held_out, "validation")}
+    for seed, run in enumerate((first, second)):
+        assert not (run / "score").exists() and not (run / "eval_corpus").exists()  # the seeds share them
+        records = {name: json.loads((run / name / "run.json").read_text()) for name in ("warmup", "train", "ntp")}
+        assert [record["settings"]["seed"] for record in records.values()] == [seed] * 3
+        spent = {name: stage_total(run / name, "flops") for name in records}
+        assert spent["ntp"] == pytest.approx(spent["warmup"] + spent["train"], rel=0.02)  # matched in compute
+        trained_from = [name for name in records["train"]["inputs"] if name.endswith("adapter_model.safetensors")]
+        assert [Path(name).parents[2].name for name in trained_from] == [run.name]  # its own warm start
+        for name, model in (("warm", "warmup"), ("rpt", "train"), ("ntp_eval", "ntp")):
+            record = json.loads((run / name / "eval.json").read_text())
+            assert record["model"]["adapter"].endswith(f"{run.name}/{model}/model")
+            assert {line["problem"] for line in read_jsonl(run / name / "samples.jsonl")} == asked != set()
+    stamps = {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
+    assert main(arguments) == 0  # finished work is kept
+    assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
+
+
+def test_the_arms_end_with_the_scaling_law() -> None:
+    plan = load_function(f"{RECIPES / 'arms.py'}:plan")
+    recipe, curve = RECIPES / "omni_math.toml", ["eval.positions=300"]
+    commands = plan(recipe, "a.jsonl", "b.jsonl", [3, 4], ["train.steps=100", "train.keep_every=15"], curve)
+    assert commands[-1] == ["fit", "runs/omni_math-seed3", "--only", "step-*"]
+    fitted = [command for command in commands if "eval.positions=300" in command]
+    assert [command[command.index("--checkpoint") + 1].rsplit("/", 2)[-2:] for command in fitted] == [
+        *(["train", f"checkpoint-{step}"] for step in range(15, 100, 15)), ["train", "model"]
+    ]  # fmt: skip
+    assert [command[0] for command in commands].count("train") == 2
+    assert plan(recipe, "a.jsonl", "b.jsonl", [3], ["train.keep_every=none"], curve)[-1][0] == "eval"
