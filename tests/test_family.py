@@ -180,7 +180,7 @@ def test_the_arms_of_a_recipe_are_one_command(home: Path, monkeypatch: pytest.Mo
         assert [Path(name).parents[2].name for name in trained_from] == [run.name]  # its own warm start
         for name, model in (("warm", "warmup"), ("rpt", "train"), ("ntp_eval", "ntp")):
             record = json.loads((run / name / "eval.json").read_text())
-            assert record["model"]["adapter"].endswith(f"{run.name}/{model}/model")
+            assert record["model"]["name"].endswith(f"{run.name}/{model}/model")
             assert {line["problem"] for line in read_jsonl(run / name / "samples.jsonl")} == asked != set()
     stamps = {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
     assert main(arguments) == 0  # finished work is kept
