@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from forethink.rundir import read_json, read_jsonl
 from forethink.types import ForethinkError
 
 Record = dict[str, Any]
@@ -55,6 +54,12 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
 
 
+def _json(path: Path) -> Record:
+    from forethink.rundir import read_json  # here, since `--help` loads the standard library alone
+
+    return read_json(path)
+
+
 def places(runs: Sequence[Path], name: str | None) -> list[Place]:
     """Which evaluation every run stands for.
 
@@ -77,7 +82,7 @@ def places(runs: Sequence[Path], name: str | None) -> list[Place]:
         own[run] = sorted(file.parent.name for file in run.glob("*/eval.json"))
         for found in own[run]:
             state = run / found / "run.json"
-            made = str(read_json(state).get("created", "")) if state.is_file() else ""
+            made = str(_json(state).get("created", "")) if state.is_file() else ""
             newest[found] = max(made, newest.get(found, ""))
     counts = Counter(found for names in own.values() for found in names)
     chosen = name or max(counts, key=lambda one: (counts[one], newest[one], one), default=None)
@@ -125,7 +130,7 @@ def _selector(top: Path, inputs: Mapping[str, str]) -> str | None:
     moved = [top.parent / folder.parent.name / folder.name for folder in named]
     for folder in (top / "problems", *named, *moved):
         if (folder / "run.json").is_file():
-            knobs = read_json(folder / "run.json").get("settings", {}).get("problems", {})
+            knobs = _json(folder / "run.json").get("settings", {}).get("problems", {})
             name = str(knobs.get("selector"))
             return " ".join([name, "–".join(f"{knobs[key]:g}" for key in _PARAMETERS.get(name, ()))]).strip()
     return None
@@ -134,6 +139,7 @@ def _selector(top: Path, inputs: Mapping[str, str]) -> str | None:
 def _training(place: Place) -> Record:
     """What trained the evaluated model, with what, and what it took up to there; None where nothing did."""
     from forethink.evaluated import read_points
+    from forethink.rundir import read_jsonl
     from forethink.spent import totals
 
     none: Record = dict.fromkeys(("training", "stage", "reward", "selector", "template", "step"))
@@ -151,7 +157,7 @@ def _training(place: Place) -> Record:
     lines = [line for line in read_jsonl(folder / "metrics.jsonl") if step is None or int(line["step"]) <= step]
     if step is None and lines:
         step, spent = int(lines[-1]["step"]), totals(lines[-1])
-    record = read_json(folder / "run.json")
+    record = _json(folder / "run.json")
     settings = record.get("settings", {})
     return {
         "training": str(folder),
@@ -192,7 +198,7 @@ def _held_against(place: Place, base: Place, resamples: int, seed: int) -> tuple
         rows = compare(str(place.evaluation), str(base.evaluation), resamples, seed)["rows"]
     except ForethinkError as error:
         return None, [f"not paired: {error}"]
-    ours, theirs = (read_json(Path(str(one.evaluation)) / "eval.json") for one in (place, base))
+    ours, theirs = (_json(Path(str(one.evaluation)) / "eval.json") for one in (place, base))
     return rows, [
         f"asked with {key}={ours.get(key)}, the baseline with {theirs.get(key)}"
         for key in _ASKED
@@ -242,7 +248,7 @@ def compare_runs(
         if place.evaluation is not None:
             row |= {
                 "evaluation": str(place.evaluation),
-                "accuracy": _accuracy(read_json(place.evaluation / "eval.json")),
+                "accuracy": _accuracy(_json(place.evaluation / "eval.json")),
             }
         row["against"], row["notes"] = (
             (None, []) if i == first else _held_against(place, found[first], resamples, seed)
