@@ -18,9 +18,9 @@ from pathlib import Path
 
 from forethink.config import Config, load_config
 from forethink.functions import load_function
+from forethink.powerlaw import PARAMETERS
 from forethink.types import ForethinkError
 
-PARAMETERS = 3  # of the scaling law: so many points say nothing of it
 run_all = load_function(f"{Path(__file__).parent / 'family.py'}:run_all")
 
 
@@ -45,7 +45,7 @@ def plan(
     for seed, run in zip(seeds, runs, strict=True):
         own = [*common, f"run={run}", f"parent={config.run}", f"seed={seed}", *source]
         budget = json.dumps([f"{run}/warmup", f"{run}/train"])
-        base, warm = (["--against", f"{folder}"] for folder in (f"{config.run}/base", f"{run}/warm"))
+        base, warm = (["--against", folder] for folder in (f"{config.run}/base", f"{run}/warm"))
         commands += [
             ["warmup", *own], checkpoint(run, "warm", "warmup/model", *base),
             ["train", *own], checkpoint(run, "rpt", "train/model", *base, *warm),
@@ -53,7 +53,7 @@ def plan(
             checkpoint(run, "ntp_eval", "ntp/model", *base, *warm),
         ]  # fmt: skip
     commands += [checkpoint(runs[0], name, model, *curve) for name, model in _kept(config)]
-    enough = len(_kept(config)) > PARAMETERS
+    enough = len(_kept(config)) > PARAMETERS  # as many points as parameters say nothing of the law
     return commands + ([["fit", runs[0], "--only", "step-*"]] if enough else [])
 
 
