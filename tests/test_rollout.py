@@ -308,10 +308,10 @@ def test_vllm_absent_is_one_sentence_with_a_remedy(tiny_llama, smollm2_tokenizer
 
 
 @pytest.mark.model
-def test_the_real_model_in_bf16(smollm2_tokenizer):
+def test_the_real_model_in_bf16(smollm2_folder, smollm2_tokenizer):
     from forethink.models import load_model
 
-    model = load_model("smollm2", dtype="bfloat16")
+    model = load_model(smollm2_folder, dtype="bfloat16")
     prompts = [smollm2_tokenizer(text)["input_ids"] for text in ("The capital of France is", "1, 2, 3, 4, 5, 6,")]
     engine = _engine(model, smollm2_tokenizer, group=2, max_tokens=6, greedy=True)
     texts = [group[0].text for group in engine.generate(prompts, ["a", "b"], 0)]

@@ -367,12 +367,12 @@ def _memory(key: str) -> int:
 
 
 @pytest.mark.model
-def test_smollm2_reads_english(smollm2_tokenizer):
+def test_smollm2_reads_english(smollm2_folder, smollm2_tokenizer):
     """A real model's figures: plausible, and the same in fp32 from its own logits."""
     from forethink.models import load_model
 
     text = "The Eiffel Tower is a wrought-iron lattice tower in Paris, France. It is named after the engineer Gustave"
-    model = load_model("smollm2", dtype="float32", device="cpu")
+    model = load_model(smollm2_folder, dtype="float32", device="cpu")
     (scored,) = score_documents(model, smollm2_tokenizer, [Document("d", text + " Eiffel.")])
     assert_scored(scored, model, lambda t: 0, tolerance=1e-3)
     assert -2.5 < sum(scored.logprob[1:]) / (len(scored.logprob) - 1) < -0.5
