@@ -37,7 +37,7 @@ def _scripted(model, tokenizer, **options):
 def _vllm(model, tokenizer, **options):
     from forethink.rollout.vllm_engine import VllmEngine
 
-    return VllmEngine(model, tokenizer, max_model_len=256, **options)
+    return VllmEngine(model, tokenizer, max_model_len=256, kv_cache_memory_bytes=2**26, **options)
 
 
 @functools.cache
@@ -163,6 +163,47 @@ def test_nothing_survives_a_change_of_weights(kind, make, policy, how):
             parameter.mul_(1.3)
     engine.load(other if how == "model" else dict(other.named_parameters()), 4)
     _check_logprobs(other, engine.generate(PROMPTS, NAMES, seed=1))
+
+
+def _eager_to_close(policy, tokenizer):
+    """A copy of the policy that soon samples a closing brace: its row of the tied embeddings is long."""
+    made = copy.deepcopy(policy)
+    with torch.no_grad():
+        made.get_input_embeddings().weight[tokenizer.encode("}", add_special_tokens=False)[0]] *= 20
+    return made
+
+
+def test_a_call_that_was_stopped_leaves_nothing_behind(kind, make, policy, smollm2_tokenizer):
+    if kind == "scripted":
+        pytest.skip("it samples nothing")
+    model = _eager_to_close(policy, smollm2_tokenizer)
+    stopped = []
+
+    def stop(text: bytes) -> bool:
+        if not stopped:
+            stopped.append(text)
+            raise KeyboardInterrupt
+        return _stop(text)
+
+    engine = make(model, stop=stop, max_tokens=60)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(PROMPTS, NAMES, seed=1)
+    again = engine.generate(PROMPTS, NAMES, seed=1)
+    assert again == make(model, max_tokens=60).generate(PROMPTS, NAMES, seed=1)
+    assert all(completion.finish == Finish.STOP for completion in _flat(again))
+
+
+def test_vllm_samples_no_further_than_the_box(kind, make, policy, smollm2_tokenizer, monkeypatch):
+    if kind != "vllm":
+        pytest.skip("of the vLLM engine")
+    engine = make(_eager_to_close(policy, smollm2_tokenizer), max_tokens=180)
+    core, steps = engine._llm.llm_engine, []
+    step = core.step
+    monkeypatch.setattr(core, "step", lambda: steps.append(1) or step())
+    groups = engine.generate(PROMPTS, NAMES, seed=1)
+    longest = max(len(completion.token_ids) for completion in _flat(groups))
+    assert longest < 90 and len(steps) <= longest + len(PROMPTS) * GROUP  # prompts may be prefilled one by one
+    assert not core.has_unfinished_requests()
 
 
 def test_completions_carry_the_version(make, policy):

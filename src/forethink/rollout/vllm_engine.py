@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_SHARE = 0.3  # of the memory
+
 
 class VllmEngine:
     """Samples groups of completions with vLLM; see `rollout.Engine` for the protocol.
 
-    Prompts go in as token ids, in the order of their ids, so that neighbours share the longest prefixes. A completion
-    is sampled to its end-of-sequence token or to ``max_tokens`` and then cut at its closing box: vLLM's own stop
-    strings know nothing of nested braces. Random numbers depend on (seed, problem, sample) alone.
+    Prompts go in as token ids, in the order of their ids, so that neighbours share the longest prefixes. vLLM's own
+    stop strings know nothing of nested braces, so every new token is looked at here: a completion is ended at its
+    closing box and its place goes to the next one. Random numbers depend on (seed, problem, sample) alone.
 
     Args:
         model: the policy, or its folder or hub id. A model in memory is written to a temporary folder once.
@@ -30,7 +32,8 @@ class VllmEngine:
             bounds the sequences vLLM runs at once.
         version: version of the given weights.
         options: passed on to ``vllm.LLM`` (``max_model_len`` and the like). Without ``gpu_memory_utilization``, vLLM
-            takes three tenths of the device's memory, since a trainer shares it.
+            takes three tenths of the device's memory, since a trainer shares it; on a CPU, three tenths of what is
+            free for keys and values, unless ``kv_cache_memory_bytes`` says otherwise.
 
     Raises:
         ForethinkError: vLLM is not installed.
@@ -71,13 +74,18 @@ class VllmEngine:
             "enable_prefix_caching": True,
             "skip_tokenizer_init": True,
             "max_num_seqs": batch,
-            "gpu_memory_utilization": 0.3,
+            "gpu_memory_utilization": _SHARE,
             "logprobs_mode": "processed_logprobs",  # those of the sampling distribution, temperature applied
             **options,
         }
         if current_platform.is_cpu():
             # After a part of a prompt, vLLM turns a request's random numbers back, which a CPU's generator cannot do.
             settings.setdefault("enable_chunked_prefill", False)
+            if not {"gpu_memory_utilization", "kv_cache_memory_bytes"} & options.keys():
+                import psutil
+
+                # Its share would be of all memory, less whatever this process holds already: the trainer, too.
+                settings["kv_cache_memory_bytes"] = int(_SHARE * psutil.virtual_memory().available)
         # Names that share a weight: {"lm_head.weight": "model.embed_tokens.weight"} and the like.
         self._tied: dict[str, str] = dict(_shell(model).all_tied_weights_keys)
         with tempfile.TemporaryDirectory() as folder:
@@ -119,36 +127,52 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int) -> list[list[Completion]]:
         from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
         check_prompts(prompts, problems)
-        order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-        requests = [(index, sample) for index in order for sample in range(self.group)]
-        parameters = [
-            SamplingParams(
-                n=1,
-                temperature=0.0 if self.greedy else self.temperature,
-                top_p=1.0,
-                top_k=0,
-                max_tokens=self._ending.max_tokens,
-                seed=int(key(seed, problems[index], sample)[0] >> 1),
-                logprobs=0,  # the sampled token's alone
-                detokenize=False,
-                ignore_eos=self._ending.fixed_length,
-                stop_token_ids=[] if self._ending.fixed_length else sorted(self._stop_ids),
-            )
-            for index, sample in requests
-        ]
-        tokens = [TokensPrompt(prompt_token_ids=list(prompts[index])) for index, _ in requests]
-        outputs = self._llm.generate(tokens, parameters, use_tqdm=False)
-        rows: list[list[Row]] = [[] for _ in prompts]
-        for (index, sample), output in zip(requests, outputs, strict=True):
-            row = Row(index, sample)
-            for token, found in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
-                self._ending.push(row, token, found[token].logprob)
-                if row.finish is not None:
-                    break
-            rows[index].append(row)
+        rows = [[Row(index, sample) for sample in range(self.group)] for index in range(len(prompts))]
+        engine, running = self._llm.llm_engine, {}
+        try:
+            for index in sorted(range(len(prompts)), key=lambda i: list(prompts[i])):
+                for row in rows[index]:
+                    parameters = SamplingParams(
+                        n=1,
+                        temperature=0.0 if self.greedy else self.temperature,
+                        top_p=1.0,
+                        top_k=0,
+                        max_tokens=self._ending.max_tokens,
+                        seed=int(key(seed, problems[index], row.sample)[0] >> 1),
+                        logprobs=0,  # the sampled token's alone
+                        detokenize=False,
+                        ignore_eos=self._ending.fixed_length,
+                        stop_token_ids=[] if self._ending.fixed_length else sorted(self._stop_ids),
+                        output_kind=RequestOutputKind.DELTA,  # each step tells its new tokens only
+                    )
+                    name = f"{index}-{row.sample}"
+                    engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompts[index])), parameters)
+                    running[name] = row
+            while running:
+                ended = [cut for output in engine.step() if (cut := self._take(output, running)) is not None]
+                if ended:
+                    engine.abort_request(ended)
+        finally:
+            if running:  # stopped by an error or by hand: nothing of this call may turn up in the next one
+                engine.abort_request(list(running))
         return [[row.completion(problems[row.prompt], self._version) for row in group] for group in rows]
+
+    def _take(self, output: Any, running: dict[str, Row]) -> str | None:
+        """Add a step's new tokens to their completion; its name where we end it before vLLM does."""
+        row = running.get(output.request_id)
+        if row is None:
+            return None
+        for token, found in zip(output.outputs[0].token_ids, output.outputs[0].logprobs, strict=True):
+            self._ending.push(row, token, found[token].logprob)
+            if row.finish is not None:
+                break
+        if row.finish is None and not output.finished:
+            return None
+        del running[output.request_id]
+        return None if output.finished else str(output.request_id)
 
 
 def _shell(model: PreTrainedModel | str) -> PreTrainedModel:
