@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from forethink.rollout import Engine
 
 Record = dict[str, Any]
-_CHUNKS = 4  # batches between two writes
 
 
 def _modes(config: Config) -> list[str]:
@@ -127,11 +126,11 @@ class _Asking:
         left: Sequence[int],
         advance: Advance,
     ) -> None:
-        """Append a line to ``samples.jsonl`` for every question of ``left``, chunk by chunk."""
+        """Append a line to ``samples.jsonl`` for every question of ``left``, batch by batch."""
         from forethink.evaluate.harness import evaluate, make_task
 
         task = make_task(mode, name, questions)
-        size, ties = _CHUNKS * self.config.tasks.batch, 0
+        size, ties = self.config.tasks.batch, 0
         for start in range(0, len(left), size):
             chunk = left[start : start + size]
             samples = evaluate(self.policy, task, chunk, self.chat and mode == "reasoning")
