@@ -47,6 +47,7 @@ class Size:
     window: int = 2048
     degenerate: float = 0.67
     pairs: int = 3
+    micro: int = 8  # completions a backward pass of TRL's
     vllm: str | None = None
 
     @classmethod

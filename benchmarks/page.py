@@ -1,4 +1,4 @@
-"""Writes the table of `docs/performance.md` from `results.json`, between its two markers."""
+"""Writes the tables of `docs/performance.md`, between its two markers: of `results.json`, and of those of GPUs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: written by benchmarks/page.py -->", "<!-- end of results -->"
 MISSING = "not measured"
 
@@ -43,7 +43,10 @@ ROWS: list[tuple[str, tuple[str, str, str], tuple[str, str, str], tuple[str, str
      ("rollout.tokens_per_second.vllm", ",.0f", "tokens/s"), ("rollout_vs_vllm", ".2f"), "≥ 1.3"),
     ("rollout, share of the roofline", ("rollout.least_seconds", ".2f", "s at least"), ("", "", ""),
      ("rollout_roofline_fraction", ".1%"), ""),
-    ("update, share of the roofline", ("", "", ""), ("update.roofline_fraction.stock", ".1%", "(TRL)"),
+    ("rollout, MFU", ("", "", ""), ("", "", ""), ("rollout.mfu", ".1%"), ""),
+    ("rollout, peak memory", ("rollout.peak_gib.engine", ".2f", "GiB"), ("rollout.peak_gib.generate", ".2f", "GiB"),
+     ("", ""), ""),
+    ("update, share of the roofline (MFU)", ("", "", ""), ("update.roofline_fraction.stock", ".1%", "(TRL)"),
      ("update.roofline_fraction.ours", ".1%"), ""),
     ("scoring, beside a bare forward pass", ("scoring.tokens_per_second", ",.0f", "tokens/s"), ("", "", ""),
      ("scoring_fraction_of_forward", ".2f"), "≥ 0.85"),
@@ -57,21 +60,27 @@ ROWS: list[tuple[str, tuple[str, str, str], tuple[str, str, str], tuple[str, str
 
 
 def table(results: dict[str, Any]) -> str:
-    """The table in Markdown, with the machine it was measured on."""
+    """The table in Markdown, with the machine it was measured on. Bars are for CPUs; so are rows without figures."""
     lines = ["| what | forethink | beside | ratio | bar |", "|---|---|---|---|---|"]
+    gpu = results.get("machine", {}).get("gpu")
     for name, ours, other, (ratio, form), bar in ROWS:
+        paths = (ours[0], other[0], ratio)
+        if gpu and all(_get(results, path) is None for path in paths if path):
+            continue
         cells = [
             "" if not path else f"{_figure(results, path, f)} {unit}".replace(f"{MISSING} {unit}", MISSING)
             for path, f, unit in (ours, other)
         ]
         lines.append(
-            f"| {name} | {cells[0]} | {cells[1]} | {_figure(results, ratio, form) if ratio else ''} | {bar} |"
+            f"| {name} | {cells[0]} | {cells[1]} | {_figure(results, ratio, form) if ratio else ''} |"
+            f" {'' if gpu else bar} |"
         )
     line, machine = results.get("roofline", {}), results.get("machine", {})
     if line:
         lines += [
             "",
-            f"Machine: {machine.get('gpu') or machine.get('cpu')}, {machine.get('threads')} threads; "
+            f"Model: {results.get('size', {}).get('model', 'smollm2')}. "
+            f"Machine: {gpu or machine.get('cpu')}, {machine.get('threads')} threads; "
             f"{line['bf16_tflops']:.2f} TFLOP/s in bf16, {line['fp32_tflops']:.2f} in fp32, "
             f"{line['memory_gbs']:.1f} GB/s; {machine.get('date')}; "
             + ", ".join(f"{name} {number}" for name, number in sorted(machine.get("versions", {}).items()))
@@ -81,19 +90,21 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Rewrite the page's table; another results file may be named."""
-    source = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "benchmarks" / "results.json"
-    page = ROOT / "docs" / "performance.md"
-    if not source.exists():
-        sys.exit(f"{source}: no such results; run `make bench` first.")
+    """Rewrite the page's tables; other results files may be named."""
+    own = [HERE / "results.json", *sorted(HERE.glob("results-cuda-*.json"))]
+    sources = [Path(name) for name in sys.argv[1:]] or own
+    page = HERE.parent / "docs" / "performance.md"
+    for source in sources:
+        if not source.exists():
+            sys.exit(f"{source}: no such results; run `make bench` first.")
     text = page.read_text(encoding="utf-8")
     before, found, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not (found and closed):
         sys.exit(f"{page}: its markers are gone; put back {BEGIN} and {END}.")
-    new = f"{before}{BEGIN}\n{table(json.loads(source.read_text(encoding='utf-8')))}\n{END}{after}"
-    page.write_text(new, encoding="utf-8")
-    print(f"{page}: table written")
+    tables = [table(json.loads(source.read_text(encoding="utf-8"))) for source in sources]
+    page.write_text("\n".join([f"{before}{BEGIN}", "\n\n".join(tables), f"{END}{after}"]), encoding="utf-8")
+    print(f"{page}: {len(tables)} table(s) written")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="path, hub id, alias, random-1.5b or random-tiny (smollm2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--degenerate", type=float, help="share of groups without signal in the second measurement")
+    parser.add_argument("--micro", type=int, help="completions a backward pass of TRL's (8; more where they fit)")
     parser.add_argument("--vllm", help="interpreter of an environment with vLLM (benchmarks/.venv-vllm where made)")
     parser.add_argument("--tiny", action="store_true", help="a random model and tiny sizes: does everything run?")
     parser.add_argument("--out", type=Path, help="results (benchmarks/results.json)")
@@ -50,7 +51,7 @@ def _size(given: argparse.Namespace, folder: Path) -> Any:
     own = HERE / ".venv-vllm" / "bin" / "python"
     named: dict[str, Any] = {
         "pairs": given.pairs, "corpus": corpus, "model": given.model, "device": given.device,
-        "degenerate": given.degenerate,
+        "degenerate": given.degenerate, "micro": given.micro,
         "vllm": given.vllm or (str(own) if own.exists() and not given.tiny else None),
     }  # fmt: skip
     named = {name: value for name, value in named.items() if value is not None}

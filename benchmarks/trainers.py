@@ -200,15 +200,15 @@ class Stock(GRPOTrainer):
         return completions, logprobs
 
 
-def stock(size: Size, channel: Channel, given: str | None = None, precision: str = "bf16", micro: int = 8) -> None:
+def stock(size: Size, channel: Channel, given: str | None = None, precision: str = "bf16") -> None:
     """TRL's GRPOTrainer. On a CPU: bf16 autocast over fp32 weights (`bf16`, `use_cpu`), as transformers' page on
-    training with a CPU says; no checkpointing of activations, which would only cost time; ``micro`` completions a
-    backward pass, so that 128 completions fit in memory; everything else is TRL's default.
+    training with a CPU says; no checkpointing of activations, which would only cost time; ``size.micro`` completions a
+    backward pass, so that they fit in memory; everything else is TRL's default.
     """
     tokenizer, steps = tokenizer_of(size), Stepper(channel, size)
     chosen = problems(size, tokenizer)
     model, folder = policy(size, torch.float32), tempfile.mkdtemp()
-    micro = min(micro, size.problems * size.group)
+    micro = min(size.micro, size.problems * size.group)
     slices = size.problems * size.group // micro
     arguments = GRPOConfig(
         output_dir=folder, max_steps=STEPS, learning_rate=RATE, weight_decay=DECAY, epsilon=CLIP, beta=0.0,

@@ -43,6 +43,11 @@ def test_every_part_writes_its_figures(tmp_path, smollm2_tokenizer):
     shown = page.table(after)
     assert shown.count(page.MISSING) == 2  # vLLM's two cells
     assert f"{after['update_speedup']:.2f}" in shown
+    # A GPU's table holds what was measured there, and no bars.
+    some = {name: after[name] for name in ("rollout", "rollout_vs_generate", "roofline")}
+    gpu = page.table({**some, "machine": {**after["machine"], "gpu": "NVIDIA X"}, "size": {"model": "random-1.5b"}})
+    assert "NVIDIA X" in gpu and "random-1.5b" in gpu and "≥" not in gpu
+    assert "beside `generate`" in gpu and "training step" not in gpu and "scoring" not in gpu
 
 
 def test_a_part_that_is_none_is_named(tmp_path):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forethink import head, tree_attention
-from forethink.packing import check_packing, pack, sequence_logprobs
-from forethink.training.forward import Packer
+from forethink.packing import check_packing, forward_pack, pack, sequence_logprobs
+from forethink.training.forward import Packer, batched, install, packed
 
 
 def _batch() -> tuple[list[list[int]], list[int]]:
@@ -64,6 +64,32 @@ def test_a_full_tree_is_closed_and_nothing_is_lost():
     packs = pack(sequences, starts, max_tokens=60)
     assert len(packs) > 1
     assert sorted(m for one in packs for m in one.members) == list(range(len(sequences)))
+
+
+def test_pairs_that_are_free_join_what_shares_nothing(tiny_llama):
+    sequences = [[i] * 9 for i in range(1, 5)]
+    assert len(pack(sequences, [1] * 4)) == 4
+    (joined,) = pack(sequences, [1] * 4, free_pairs=2 * 27 * 9)  # the fourth meets the three before it, both ways
+    assert len(pack(sequences, [1] * 4, free_pairs=2 * 27 * 9 - 1)) == 2
+    alone = torch.cat([forward_pack(tiny_llama, one)[0] for one in pack(sequences, [1] * 4)])
+    assert torch.allclose(forward_pack(tiny_llama, joined)[0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gemma"])
+def test_a_padded_batch_is_its_sequences_alone(name, request):
+    model, (sequences, starts) = request.getfixturevalue(name), _batch()
+    packs = batched(sequences, starts, 2 * max(map(len, sequences)))
+    assert 1 < len(packs) < len(sequences) and all(one.rows is not None for one in packs)
+    assert sum(one.pairs for one in packs) == sum(len(one) ** 2 for one in sequences)
+    assert sum(one.unpacked for one in packs) == sum(map(len, sequences))
+    expected = {number: row for number, row, _ in sequence_logprobs(model, sequences, starts, share=False)}
+    model = copy.deepcopy(model)
+    install(model)
+    packer = Packer(model, 2 * max(map(len, sequences)))
+    packer.rows = True
+    assert [one.members for one in packer(sequences, starts)] == [one.members for one in packs]
+    for number, row in enumerate(packed(model, packs, len(sequences))[0]):
+        assert torch.allclose(row, expected[number], atol=1e-5)
 
 
 def test_a_model_whose_attention_ignores_the_mask_is_found_out(tiny_llama):

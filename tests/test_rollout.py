@@ -205,6 +205,20 @@ def test_the_first_use_check_passes_and_finds_faults(name, request, monkeypatch,
     assert torch.allclose(torch.tensor(groups[0][0].logprobs), expected, atol=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are captured on a GPU")
+@pytest.mark.parametrize("name", MODELS)
+def test_captured_steps_are_the_steps(name, request, smollm2_tokenizer):
+    model = copy.deepcopy(request.getfixturevalue(name)).to("cuda")
+    engine = _engine(model, smollm2_tokenizer, stop=lambda text: len(text) > 60, max_tokens=70)
+    captured = engine.generate(_prompts(), NAMES, seed=3)
+    assert engine._captures and engine.share_prompts  # neither failed
+    engine._captures = False
+    launched = engine.generate(_prompts(), NAMES, seed=3)
+    assert [c.token_ids for c in _flat(captured)] == [c.token_ids for c in _flat(launched)]
+    for one, other in zip(_flat(captured), _flat(launched), strict=True):
+        assert np.allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
 def test_attention_that_cannot_be_chosen_falls_back(tiny_llama, monkeypatch, capsys, smollm2_tokenizer):
     model = copy.deepcopy(tiny_llama)
     monkeypatch.setattr(type(model), "_can_set_attn_implementation_cached_value", False, raising=False)

@@ -88,23 +88,18 @@ class GroupCache(Cache):
         self.steps: list[int] = []  # own tokens already in the cache, by group
         self.group_of: list[int] = []  # by row
         self.capacity = 0  # places for own tokens
+        self.moved = True  # whether tensors lie elsewhere than at the step before
         self._forget()
 
     def _forget(self) -> None:
         self._masks: dict[int | None, Tensor] = {}
-
-    @property
-    def positions(self) -> list[int]:
-        """Position of every row's next token: the prompt's length plus its own tokens so far."""
-        return [self.lengths[n] + self.steps[n] for n in self.group_of]
 
     def arrange(self, keep: Sequence[int], fresh: Prompts | None, group: int) -> None:
         """Keep some rows, drop the rest with the groups that end empty, and add prompts with ``group`` rows each."""
         alive = sorted({self.group_of[row] for row in keep})
         renumber = {old: new for new, old in enumerate(alive)}
         new_lengths = fresh.lengths if fresh else []
-        kept_groups = torch.tensor(alive, dtype=torch.long, device=self.device)
-        rows = torch.tensor(list(keep), dtype=torch.long, device=self.device)
+        kept_groups, rows = self._counts(alive), self._counts(list(keep))
         added = len(new_lengths) * group
         lengths = [self.lengths[n] for n in alive] + new_lengths
         steps = [self.steps[n] for n in alive] + [0] * len(new_lengths)
@@ -131,26 +126,40 @@ class GroupCache(Cache):
         self.widest = max(counts, default=0)
         slots = [n * self.widest + j for n, j in places]
         full = slots == list(range(len(self.lengths) * self.widest))
-        self.slots = None if full else torch.tensor(slots, dtype=torch.long, device=self.device)
+        self.slots = None if full else self._counts(slots)
         self.rows = torch.arange(len(slots), device=self.device)
+        # Counted on in place from step to step: a captured step reads them where they lie.
+        self.length_n, self.step_n = self._counts(self.lengths)[:, None], self._counts(self.steps)[:, None]
+        self.step_r = self._counts([self.steps[n] for n in self.group_of])
+        self.position_r = self._counts([self.lengths[n] + self.steps[n] for n in self.group_of])[:, None]
+        self.moved = True
         self._forget()
 
+    def _counts(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.device)
+
     def begin(self) -> Tensor:
-        """Make room for one more token of every row. Returns the position of each, int64 [R, 1]."""
+        """Make room for one more token of every row. Returns the position of each, int64 [R, 1]: its prompt's length
+        and its own tokens so far; the same tensor at every step until rows are arranged anew.
+        """
         longest = max(self.steps)
-        self.uniform = longest if min(self.steps) == longest else None
-        if self.uniform is None:
-            self.step_r = torch.tensor([self.steps[n] for n in self.group_of], device=self.device)
+        # On a CPU, a slice is written faster than rows at places of their own.
+        same = min(self.steps) == longest and self.device.type == "cpu"
+        self.uniform = longest if same else None
         if longest == self.capacity:
             self.capacity *= 2
             for layer in self.by_layer.values():
                 layer.grow()
+            self.moved = True
         self._forget()
-        return torch.tensor(self.positions, device=self.device)[:, None]
+        return self.position_r
 
     def end(self) -> None:
         """Count the token just written."""
         self.steps = [step + 1 for step in self.steps]
+        for counts in (self.step_n, self.step_r, self.position_r):
+            counts.add_(1)
+        self.moved = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -171,8 +180,7 @@ class GroupCache(Cache):
     def mask(self, window: int | None, scores: Tensor) -> Tensor:
         """This step's additive mask, [N, 1, 1, places] as the scores' last dimension."""
         if window not in self._masks:
-            lengths, steps = (torch.tensor(x, device=self.device)[:, None] for x in (self.lengths, self.steps))
-            own = max(self.lengths)
+            lengths, steps, own = self.length_n, self.step_n, max(self.lengths)
             places = torch.arange(scores.shape[-1], device=self.device)
             hidden = torch.where(places < own, places >= lengths, places - own > steps)
             if window is not None:

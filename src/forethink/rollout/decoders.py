@@ -7,7 +7,9 @@ feeds every row its newest token and returns the logits that follow it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,12 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethink.flops import Flops
-from forethink.packing import pack, packed_attention
+from forethink.packing import SPARE_PAIRS, pack, packed_attention
 from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts
 from forethink.tree_attention import UnsupportedAttention, chosen_attention
+from forethink.types import first_line
 
-# Tokens of a packed row of prompts. Under a mask, prompts that share nothing are masked-out work: keep it short.
-PREFILL_TOKENS, MASKED_PREFILL_TOKENS = 4096, 512
+PREFILL_TOKENS = 4096  # of a packed row of prompts
 
 
 class Decoder(Protocol):
@@ -53,14 +55,60 @@ def layer_windows(model: PreTrainedModel) -> dict[int, int | None]:
     return {index: window if kind == "sliding_attention" else None for index, kind in enumerate(kinds)}
 
 
+@functools.cache
+def _capturing(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDAGraph]:
+    """A stream to capture on, and a graph of little: its pool of memory serves all captures, one after another."""
+    stream, anchor = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    ones = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
+    with torch.cuda.stream(stream):
+        ones @ ones  # what the library sets up at its first product on a stream shall not lie in the pool
+        stream.synchronize()
+        anchor.capture_begin(capture_error_mode="thread_local")
+        ones + ones
+        anchor.capture_end()
+    return stream, anchor
+
+
+class CapturedStep:
+    """A decoding step as a CUDA graph: launched as one, where 50 kernels a layer take longer to launch than to run.
+
+    Args:
+        forward: tokens, int64 [R], → logits [R, V]; reads and writes the same tensors at every call.
+        tokens: the step's.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], tokens: Tensor) -> None:
+        stream, anchor = _capturing(tokens.device)
+        self.tokens, self.graph = tokens.clone(), torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream(tokens.device)
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            # Other threads (a data loader's) may use the device meanwhile.
+            self.graph.capture_begin(pool=anchor.pool(), capture_error_mode="thread_local")
+            try:
+                self.logits = forward(self.tokens)
+            finally:
+                self.graph.capture_end()
+        here.wait_stream(stream)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits [R, V], overwritten by the next call."""
+        self.tokens.copy_(tokens)
+        self.graph.replay()
+        return self.logits
+
+
 class GroupDecoder:
     """Every distinct prefix of the prompts is computed once, every prompt is held once; see `attention`."""
 
     groups: int | None = None
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, captures: bool = True) -> None:
         self.model, self.flops, self._cost = model, 0, Flops.of(model)
         self.cache = GroupCache(model.device, layer_windows(model))
+        self.captures = captures and model.device.type == "cuda"
+        self._captured: CapturedStep | None = None
+        self._ready = False
 
     def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
         if not prompts:
@@ -76,8 +124,7 @@ class GroupDecoder:
         last: list[Tensor] = [torch.empty(0)] * len(prompts)
         pairs: dict[int, list[Any]] = {}
         tiled = self.model.device.type == "cpu"
-        longest = PREFILL_TOKENS if tiled else MASKED_PREFILL_TOKENS
-        for one in pack(sequences, [1] * len(sequences), longest, tiled=tiled):
+        for one in pack(sequences, [1] * len(sequences), PREFILL_TOKENS, free_pairs=SPARE_PAIRS, tiled=tiled):
             tree = one.to(self.model.device)
             paths = [tree.sources[begin:end] for begin, end in tree.spans]
             ends = torch.stack([path[-1] for path in paths])
@@ -103,16 +150,37 @@ class GroupDecoder:
 
     def step(self, tokens: Tensor) -> Tensor:
         positions = self.cache.begin()
-        with chosen_attention(self.model, NAME):
-            logits: Tensor = self.model(
-                input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
-            ).logits[:, -1]
+
+        def forward(tokens: Tensor) -> Tensor:
+            with chosen_attention(self.model, NAME):
+                output = self.model(
+                    input_ids=tokens[:, None], position_ids=positions, past_key_values=self.cache, use_cache=True
+                )
+            logits: Tensor = output.logits[:, -1]
+            return logits
+
+        logits = self._forward(forward, tokens)
         # Every row meets the places of its own tokens, and every group's widest number of rows those of all.
         groups, own = len(self.cache.lengths) * self.cache.widest, self.cache.capacity
         pairs = len(tokens) * own + groups * (max(self.cache.lengths) + own)
         self.flops += self._cost.forward(len(tokens), pairs, len(tokens))
         self.cache.end()
         return logits
+
+    def _forward(self, forward: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        """The first step after rows were arranged is run as it is, which also warms up; the next one is captured."""
+        self._ready = self._ready and not self.cache.moved
+        if self.captures and not self.cache.moved and not self._ready:
+            try:
+                self._captured, self._ready = CapturedStep(forward, tokens), True
+            except RuntimeError as error:
+                self.captures = False
+                warnings.warn(
+                    f"{type(self.model).__name__}'s decoding is not captured as a CUDA graph ({first_line(error)}): "
+                    "every kernel is launched by itself, which is slower.",
+                    stacklevel=2,
+                )
+        return self._captured(tokens) if self._ready and self._captured is not None else forward(tokens)
 
 
 class PlainDecoder:

@@ -126,7 +126,7 @@ class TransformersEngine:
         self.dtype = dtype or model.dtype
         self.share_prompts = share_prompts
         self._ending = Ending(token_bytes(tokenizer), stop_ids(tokenizer, model), stop, max_tokens, fixed_length)
-        self._checked = False
+        self._checked, self._captures = False, True
         self.flops = 0  # operations done so far, counted from what was multiplied; checks apart
         self._own: PreTrainedModel | None = None
         self.load(model, version)
@@ -181,7 +181,7 @@ class TransformersEngine:
             if trouble is not None:
                 print(f"warning: {trouble}; one group is decoded after another, slower.", file=sys.stderr)
                 self.share_prompts = False
-        return GroupDecoder(self.model) if self.share_prompts else PlainDecoder(self.model)
+        return GroupDecoder(self.model, self._captures) if self.share_prompts else PlainDecoder(self.model)
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], problems: Sequence[str], seed: int
@@ -209,6 +209,7 @@ class TransformersEngine:
             while live and not self._due(live, bool(waiting)):
                 tokens = self._advance(live, decoder.step(tokens))
         self.flops += decoder.flops
+        self._captures = self._captures and getattr(decoder, "captures", True)  # where it failed, not again
         return [[row.completion(problems[row.prompt], self._version) for row in rows] for rows in finished]
 
     def _admit(self, live: int, waiting: list[int], most: int | None) -> list[int]:

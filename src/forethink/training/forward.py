@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forethink.packing import Pack, check_packing, forward_pack, pack
+from forethink.packing import SPARE_PAIRS, Pack, check_packing, forward_pack, pack
 
 
 def install(model: PreTrainedModel) -> None:
@@ -101,6 +101,39 @@ def inference_weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def batched(sequences: Sequence[Sequence[int]], starts: Sequence[int], max_tokens: int = 4096) -> list[Pack]:
+    """Sequences that share nothing, in rows of like length, at most ``max_tokens`` a pack with their padding.
+
+    For accelerators, on which a pass over one short sequence takes as long as one over many.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    packs: list[Pack] = []
+    while order:
+        width = len(sequences[order[0]])
+        members, order = order[: max(1, max_tokens // width)], order[max(1, max_tokens // width) :]
+        plain = [pack([sequences[i]], [starts[i]])[0] for i in members]
+        sizes = [len(one.ids_t) for one in plain]
+        offsets = [sum(sizes[:n]) for n in range(len(sizes))]
+        rows = torch.full((len(members), width), -1)
+        for n, size in enumerate(sizes):
+            rows[n, :size] = torch.arange(offsets[n], offsets[n] + size)
+        ends = [sum(len(one.targets) for one in plain[: n + 1]) for n in range(len(plain))]
+        packs.append(
+            Pack(
+                torch.cat([one.ids_t for one in plain]),
+                torch.cat([one.positions_t for one in plain]),
+                torch.empty(0, 0, dtype=torch.bool),
+                torch.cat([one.sources + offset for one, offset in zip(plain, offsets, strict=True)]),
+                torch.cat([one.targets for one in plain]),
+                tuple(members),
+                tuple(zip([0, *ends[:-1]], ends, strict=True)),
+                sum(sizes),
+                rows=rows,
+            )
+        )
+    return packs
+
+
 class Packer:
     """Makes packs, and on the first batch makes sure that this model may be given them.
 
@@ -113,15 +146,19 @@ class Packer:
         self.model = model
         self.max_tokens = max_tokens
         self.share: bool | None = None
+        self.rows = False  # sequences that share nothing, as a padded batch
         self.tiled = False
         self.reason: str | None = None  # why the plain path is taken, for the run's warnings
 
     def __call__(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Pack]:
         """Pack a batch; see `packing.pack`."""
+        if self.rows:
+            return batched(sequences, starts, self.max_tokens)
         if self.share is None:
             self._check(sequences, starts)
         width = self.model.config.get_text_config().hidden_size
-        return pack(sequences, starts, self.max_tokens, self.share is True, 2 * width, self.tiled)
+        spare = 0 if self.model.device.type == "cpu" else SPARE_PAIRS
+        return pack(sequences, starts, self.max_tokens, self.share is True, 2 * width, spare, self.tiled)
 
     def _check(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
         # Two sequences with a common prefix are enough to show a mask that is not honoured.

@@ -43,6 +43,7 @@ from forethink.types import ForethinkError
 
 WITHIN = 0.01  # of the budget: what may be left of it at the end
 _RISE = 0.03  # of the budget: the learning rate rises to its full height
+PASS_TOKENS = 4096  # of a backward pass on an accelerator, where a short one takes as long
 _RECENT = 5  # steps whose speed says what the next one takes
 
 
@@ -79,8 +80,8 @@ class NextTokenTrainer(SupervisedTrainer):
         super().__init__(*args, data_collator=itemgetter(0), **kwargs)  # an item of the data set is a whole step
         self.unit, self.amount, self.schedule, self.most, self.models = unit, amount, schedule, most, models
         self._price = partial(price, self.cost, unit)
-        # Windows of different documents share nothing, and each alone costs the fewest pairs: no trees.
-        self.packer.share = False
+        # Windows share nothing, and each alone costs the fewest pairs: no trees.
+        self.packer.share, self.packer.rows = False, self.accelerator.device.type != "cpu"
         self._speeds: deque[tuple[float, float]] = deque(maxlen=_RECENT)  # FLOPs and seconds of the last steps
         self._mark: tuple[float, float] | None = None
         self._before: float | None = None  # share of the budget spent when a model was last asked for
@@ -277,11 +278,11 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
         learning_rate=knobs.learning_rate, weight_decay=0.01, bf16=computes_in_bf16(knobs.precision, model.device),
         use_cpu=model.device.type == "cpu", seed=config.seed, logging_steps=1, logging_nan_inf_filter=False,
         save_strategy="steps", save_steps=knobs.save_every, save_total_limit=2, report_to=[], disable_tqdm=True,
-        remove_unused_columns=False,
-    )  # fmt: skip
+        remove_unused_columns=False)  # fmt: skip
+    most = window if model.device.type == "cpu" else max(window, PASS_TOKENS)
     trainer = NextTokenTrainer(
         model=trained, args=arguments, train_dataset=steps, unit=knobs.budget, amount=amount,
-        schedule=knobs.schedule, most=window, models=knobs.keep,
+        schedule=knobs.schedule, most=most, models=knobs.keep,
     )  # fmt: skip
     trainer.add_callback(Keep(trainer, tokenizer, run.path, trainer.due))
     log = _Log(run, trainer)
@@ -289,8 +290,7 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
         done = train_to_end(trainer, log, tokenizer, run)
     finally:
         log.bar.close()
-    share = trainer.share()
-    if abs(share - 1) > 2 * WITHIN:
+    if abs((share := trainer.share()) - 1) > 2 * WITHIN:
         run.warn(f"training ended at {share:.1%} of its budget; smaller steps (ntp.batch) end closer to it")
     spent = totals(trainer.spent)
     run.finish(
