@@ -257,6 +257,31 @@ def test_reasoning_reads_what_was_replied_and_lm_evals_expression_beside_it(
     assert len(calls) == 22
 
 
+def test_no_pass_makes_more_logits_than_fit(
+    tmp_path: Path, questions: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forethink.evaluate import harness
+
+    sizes: list[tuple[int, int]] = []
+    plain = harness.Policy._model_call
+
+    def counted(model: Any, ids: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = plain(model, ids, *args, **kwargs)
+        sizes.append((len(ids), logits.numel()))
+        return logits
+
+    monkeypatch.setattr(harness.Policy, "_model_call", counted)
+    options = ("tasks.mode=plain", "tasks.batch=8")
+    _, whole = run(config_of(tmp_path, questions, policy, *options, "eval.name=whole"))
+    (most, logits), sizes[:] = max(sizes), []
+    assert most == 8
+    monkeypatch.setattr(harness, "LOGITS", logits // 2)
+    _, parts = run(config_of(tmp_path, questions, policy, *options, "eval.name=parts"))
+    assert max(size for _, size in sizes) <= logits // 2 and max(rows for rows, _ in sizes) > 1
+    for one, other in zip(whole, parts, strict=True):
+        assert one["logprobs"] == pytest.approx(other["logprobs"], abs=1e-4)
+
+
 def test_a_stopped_run_goes_on(tmp_path: Path, questions: Path, policy: str, smollm2_tokenizer) -> None:
     config = config_of(tmp_path, questions, policy, "tasks.mode=both", "tasks.max_tokens=64", "eval.name=stopped")
     calls: list[str] = []

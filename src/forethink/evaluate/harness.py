@@ -45,6 +45,9 @@ def _quiet() -> Iterator[None]:
         vars(tasks)["tqdm"] = bar
 
 
+LOGITS = 2**28  # of a pass, at most: a GiB in fp32
+
+
 class Policy(huggingface.HFLM):
     """A loaded policy as lm-eval's model.
 
@@ -53,7 +56,7 @@ class Policy(huggingface.HFLM):
         tokenizer: its tokenizer.
         engine: samples one completion a prompt; None where only log-likelihoods are asked for.
         max_tokens: the engine's token limit.
-        batch: sequences a forward pass.
+        batch: sequences a forward pass, at most; fewer where their logits would not fit (`LOGITS`).
         seed: of the sampling.
 
     Attributes:
@@ -74,7 +77,7 @@ class Policy(huggingface.HFLM):
             super().__init__(
                 pretrained=model, tokenizer=tokenizer, batch_size=batch, softmax_dtype="float32"
             )  # log-probabilities rounded to bf16 would tie by the dozen
-        self.engine, self.seed = engine, seed
+        self.engine, self.seed, self.batch = engine, seed, batch
         self.room = self.max_length - max_tokens
         if engine is not None and self.room <= 0:
             raise ForethinkError(
@@ -84,7 +87,15 @@ class Policy(huggingface.HFLM):
         self.shortened = 0
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Natural log-probability of every continuation, and whether it is the arg-max; lm-eval's own."""
+        """Natural log-probability of every continuation, and whether it is the arg-max; lm-eval's own.
+
+        lm-eval makes the logits of whole sequences, in fp32 and twice: so many rows go into a pass that they fit.
+        """
+        longest = max(
+            len(self.tok_encode(context + continuation)) for context, continuation in (r.args for r in requests)
+        )
+        fitting = LOGITS // (longest * self.model.get_output_embeddings().weight.shape[0])
+        self.batch_size_per_gpu = max(1, min(self.batch, fitting))
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return found
 
