@@ -20,6 +20,8 @@ from forethink.flops import Flops
 
 def _pairs(sides: Mapping[str, Worker], pairs: int, **request: Any) -> list[dict[str, dict[str, Any]]]:
     """Steps in turn, A B A B …: every pair's answers by side."""
+    for side in sides.values():
+        side.wait()
     return [{name: side.ask(**request) for name, side in sides.items()} for _ in range(pairs)]
 
 
@@ -120,6 +122,8 @@ def rollout(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
             tokenizer.save_pretrained(folder)
             sides["vllm"] = Worker("vllm", size, python=size.vllm, folder=folder)
         del model
+        for side in sides.values():
+            side.wait()
         for side in sides.values():
             side.ask(go=True)
         answers: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}

@@ -163,9 +163,10 @@ def ours(size: Size, channel: Channel, given: str | None = None, precision: str 
     trainer = make_trainer(config, chosen, order, settings, tokenizer, model, engine)
     score = trainer.hooks.score
 
-    def rewarded(problem: Any, prompt: Any, completions: Any, answers: Any) -> Scored:
-        real = score(problem, prompt, completions, answers)
-        return real._replace(rewards=[steps.reward(number[problem.id], c.token_ids) for c in completions])
+    def rewarded(replies: Any) -> tuple[list[Scored], int]:
+        real, flops = score(replies)
+        told = [[steps.reward(number[g.problem.id], c.token_ids) for c in g.completions] for g in replies]
+        return [own._replace(rewards=rewards) for own, rewards in zip(real, told, strict=True)], flops
 
     trainer.hooks = trainer.hooks._replace(score=rewarded)
     trainer.add_callback(steps)

@@ -43,15 +43,22 @@ class Channel:
 
 
 class Worker:
-    """The parent's end: starts a side, and asks it."""
+    """The parent's end: starts a side, and asks it. Sides start together: `wait` for all before the first is asked."""
 
     def __init__(self, side: str, size: Size, python: str = sys.executable, **options: Any) -> None:
         self.side = side
         command = [python, "-m", "benchmarks.worker", side, size.text(), json.dumps(options)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.ready = self._answer()
+        self._ready = False
+
+    def wait(self) -> None:
+        """Until it is ready to be asked."""
+        if not self._ready:
+            self._answer()
+            self._ready = True
 
     def ask(self, **request: Any) -> dict[str, Any]:
+        self.wait()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()

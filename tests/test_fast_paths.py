@@ -28,7 +28,7 @@ def test_the_update_has_the_plain_gradient(kind, padded, tmp_path, request, smol
     trainer, watch = trainer_of(tmp_path, model, smollm2_tokenizer, problems, engine, "train.micro_batch=2",
                                 "train.dynamic_sampling_from=none")  # fmt: skip
     rewards = [0.0, 1.0, 1.0, 3.0]
-    trainer.hooks = trainer.hooks._replace(score=lambda *_: Scored(list(rewards)))
+    trainer.hooks = trainer.hooks._replace(score=lambda replies: ([Scored(list(rewards)) for _ in replies], 0))
     seen: list = []
     trainer.on_groups = lambda step, groups: seen.extend(groups)
     trainer.train()

@@ -151,6 +151,23 @@ def test_loss_and_gradient_are_the_references(
     assert trainer.state.log_history[0]["loss"] == pytest.approx(float(loss), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("scorer", ["policy", "start"])
+def test_who_scores(tmp_path, tiny_llama, smollm2_tokenizer, problems, scorer) -> None:
+    """A policy that is paid for what it finds likely moves its own scores, unless the start's are asked."""
+    answers = scripts(problems, MIXED)
+    trainer, watch = trainer_of(
+        tmp_path, tiny_llama, smollm2_tokenizer, problems, scripted(smollm2_tokenizer, answers), "reward.name=dense",
+        f"reward.scorer={scorer}", "train.steps=2", "train.learning_rate=1e-2", "train.dynamic_sampling_from=none",
+        order=[*range(len(problems))] * 2,
+    )  # fmt: skip
+    rewards: list = []
+    trainer.on_groups = lambda step, groups: rewards.append([r for group in groups for r in group.rewards])
+    trainer.train()
+    assert not torch.equal(watch.weights[0]["model.norm.weight"], tiny_llama.model.norm.weight)
+    same = torch.allclose(torch.tensor(rewards[0]), torch.tensor(rewards[1]), atol=1e-6)
+    assert same == (scorer == "start") and sum(0 < r < 1 for r in rewards[0]) > 0
+
+
 @pytest.mark.parametrize("dynamic", ["none", "0"])
 def test_groups_without_signal_change_nothing_but_the_count(
     tmp_path, tiny_llama, smollm2_tokenizer, problems, dynamic

@@ -113,6 +113,7 @@ def reward_words(settings: Mapping[str, Any], stage: str) -> str:
     if reward is None:
         return stage
     words, weight = str(reward["name"]), reward.get("length_weight") or 0
+    words += " by the start" if reward.get("scorer") == "start" else ""
     if weight:
         words = f"{1 - weight:g}·{words} + {weight:g}·length({reward['length_budget']})"
     ntp = settings.get("train", {}).get("ntp_weight") or 0

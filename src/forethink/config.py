@@ -93,6 +93,7 @@ class Reward(_Section):
     name: str = "prefix_match"  # a key of rewards.REWARDS or module:function
     length_weight: float = Field(default=0.0, ge=0, le=1)  # w of (1-w)·reward + w·length budget
     length_budget: int = Field(default=256, ge=1)  # tokens of completion that the length budget allows
+    scorer: Literal["policy", "start"] = "policy"  # whose probabilities count: the policy's, or as training found it
 
 
 class Rollout(_Section):

@@ -175,6 +175,7 @@ def _policy_scorer(config: Config) -> Scorer:
     from forethink.models import encode_document, load_model, load_tokenizer, token_bytes
     from forethink.templates import load_template
     from forethink.tokens import document_start
+    from forethink.training.groups import Replies
     from forethink.training.scores import Scorer as PolicyScorer
 
     knobs = config.model
@@ -202,6 +203,6 @@ def _policy_scorer(config: Config) -> Scorer:
             ids = encode(text)
             whole = b"".join(table[i] for i in ids)
             completions.append(Completion(problem.id, sample, tuple(ids), whole, (), Finish.STOP, 0))
-        return scorer(problem, template.render(problem, tokenizer), completions, answers)
+        return scorer([Replies(problem, template.render(problem, tokenizer), completions, list(answers))])[0]
 
     return score

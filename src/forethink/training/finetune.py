@@ -87,7 +87,7 @@ def stop_of(config: Config, thought_open: bool) -> Stop:
 
 def question_hooks(config: Config, tokenizer: PreTrainedTokenizerBase, verifier: Verifier) -> Hooks:
     """How questions are asked, read, rewarded and judged."""
-    from forethink.training.groups import Hooks, Scored
+    from forethink.training.groups import Hooks, Replies, Scored
 
     template = load_template(config.questions.template)
     thought_open = template.opens_thought(tokenizer)
@@ -96,8 +96,9 @@ def question_hooks(config: Config, tokenizer: PreTrainedTokenizerBase, verifier:
         tokens = len(completion.token_ids)
         return read_last(completion.text, finish=completion.finish, thought_open=thought_open, tokens=tokens)
 
-    def score(question: Question, prompt: list[int], completions: list[Completion], answers: list[Answer]) -> Scored:
-        return Scored([float(verifier.outcome(one, question) is Outcome.RIGHT) for one in answers])
+    def score(replies: Sequence[Replies]) -> tuple[list[Scored], int]:
+        right = [[verifier.outcome(one, group.problem) is Outcome.RIGHT for one in group.answers] for group in replies]
+        return [Scored([float(one) for one in group]) for group in right], 0
 
     return Hooks(lambda question: template.render(question, tokenizer), answer, score, verifier.outcome)
 

@@ -20,22 +20,31 @@ Task = Problem | Question
 EPSILON = 1e-4  # added to the group's standard deviation, as in TRL
 
 
+class Replies(NamedTuple):
+    """One problem's prompt and its G completions, read."""
+
+    problem: Any
+    prompt: list[int]
+    completions: list[Completion]
+    answers: list[Answer]
+
+
 class Scored(NamedTuple):
-    """A group's rewards, the tokens that train (None: all of them), and the operations spent on policy scores."""
+    """A group's rewards, and the tokens that train (None: all of them)."""
 
     rewards: list[float | None]
     masks: list[list[bool]] | None = None
-    flops: int = 0
 
 
-Score = Callable[[Any, list[int], list[Completion], list[Answer]], Scored]
+Score = Callable[[Sequence[Replies]], tuple[list[Scored], int]]
 
 
 class Hooks(NamedTuple):
     """What the trainer does not know of itself: how tasks are asked, read, rewarded and judged.
 
-    ``render``: task → prompt token ids. ``read``: completion → answer. ``score``: a group's rewards and, where the
-    reward trains part of a completion only, loss masks. ``outcome``: the plain verdict, whatever the reward.
+    ``render``: task → prompt token ids. ``read``: completion → answer. ``score``: rewards of all groups sampled and,
+    where the reward trains part of a completion only, loss masks; with the operations that it took. ``outcome``: the
+    plain verdict, whatever the reward.
     """
 
     render: Callable[[Any], list[int]]

@@ -37,7 +37,7 @@ from forethink.rollout import Engine, check_version, generate_counted
 from forethink.rundir import write_atomic
 from forethink.training.checkpoints import SPENT, mark_complete
 from forethink.training.forward import Packer, inference_weights, install, packed
-from forethink.training.groups import Group, Hooks, Task, advantages, collate, figures, idle_group, pooled
+from forethink.training.groups import Group, Hooks, Replies, Task, advantages, collate, figures, idle_group, pooled
 from forethink.types import ForethinkError, Problem
 
 
@@ -127,17 +127,17 @@ class ReinforcementTrainer(GRPOTrainer):
         sampled, flops = generate_counted(self.engine, self._cost, prompts, ids, seed)
         self.spent["flops/rollout"] += flops
         self.spent["tokens/generated"] += sum(len(c.token_ids) for completions in sampled for c in completions)
-        groups = []
+        replies = []
+        for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
+            check_version(completions, step)
+            replies.append(Replies(problem, prompt, completions, [self.hooks.read(one) for one in completions]))
         with self.accelerator.autocast(), torch.no_grad():
-            for problem, prompt, completions in zip(problems, prompts, sampled, strict=True):
-                check_version(completions, step)
-                answers = [self.hooks.read(completion) for completion in completions]
-                rewards, masks, flops = self.hooks.score(problem, prompt, completions, answers)
-                outcomes = [self.hooks.outcome(answer, problem) for answer in answers]
-                groups.append(
-                    Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks)
-                )
-                self.spent["flops/scores"] += flops
+            scored, flops = self.hooks.score(replies)
+        self.spent["flops/scores"] += flops
+        groups = []
+        for (problem, prompt, completions, answers), (rewards, masks) in zip(replies, scored, strict=True):
+            outcomes = [self.hooks.outcome(answer, problem) for answer in answers]
+            groups.append(Group(problem, prompt, completions, answers, outcomes, rewards, advantages(rewards), masks))
         return groups
 
     def _micro_batches(self, kept: list[Group], wanted: list[Task]) -> list[dict[str, Any] | None]:

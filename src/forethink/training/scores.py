@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -12,12 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forethink.config import Config
 from forethink.flops import Flops
 from forethink.head import head_logprobs
-from forethink.packing import body_states, pack
+from forethink.packing import body_states
 from forethink.rewards import Reward, load_reward, needs, score_group
 from forethink.templates import box_opens, load_template, read
 from forethink.tokens import document_start, encode_document, token_bytes
-from forethink.training.groups import Hooks, Scored, thought_mask
-from forethink.types import Answer, Completion, PolicyScores, Problem, Status
+from forethink.training.forward import Packer
+from forethink.training.groups import Hooks, Replies, Scored, thought_mask
+from forethink.types import Answer, Completion, PolicyScores, Status
 
 PLAIN = frozenset({"first_token_probability", "logprob_plain"})
 
@@ -47,72 +50,84 @@ class Scorer:
         self.bos, self.asks, self.thought_open = list(bos), asks, thought_open
         self.flops = 0  # operations done so far
         self._cost = Flops.of(model)
+        self.packer = Packer(model)
 
     @torch.no_grad()
-    def __call__(
-        self, problem: Problem, prompt: Sequence[int], completions: Sequence[Completion], answers: Sequence[Answer]
-    ) -> list[PolicyScores]:
-        """One `PolicyScores` a completion, in order; fields that were not asked for stay None."""
-        predictions = [self.encode(a.prediction) if a.status is Status.BOXED else [] for a in answers]
-        first = [ids[0] if ids else None for ids in predictions]
-        plain = self._plain(problem, first) if self.asks & PLAIN else {}
-        with_thought = self._with_thought(problem, prompt, completions) if "logprob_thought" in self.asks else None
-        true = problem.target_ids[0]
-        scores = []
-        for i, token in enumerate(first):
-            probability = None if token is None or not plain else float(plain[token].exp())
-            similar = self._similarity(predictions[i], problem.target_ids) if "similarity" in self.asks else None
-            scores.append(
-                PolicyScores(
-                    first_token_probability=probability if "first_token_probability" in self.asks else None,
-                    logprob_plain=float(plain[true]) if "logprob_plain" in self.asks else None,
-                    logprob_thought=None if with_thought is None else with_thought[i],
-                    similarity=similar,
-                )
-            )
+    def __call__(self, replies: Sequence[Replies]) -> list[list[PolicyScores]]:
+        """For every group one `PolicyScores` a completion, in order; fields that were not asked for stay None.
+
+        All groups go through together: problems of one document share its text.
+        """
+        predictions = [
+            [self.encode(a.prediction) if a.status is Status.BOXED else [] for a in group.answers] for group in replies
+        ]
+        first = [[ids[0] if ids else None for ids in group] for group in predictions]
+        plain = self._plain(replies, first) if self.asks & PLAIN else None
+        with_thought = self._with_thought(replies) if "logprob_thought" in self.asks else None
+        scores: list[list[PolicyScores]] = []
+        for n, group in enumerate(replies):
+            target = group.problem.target_ids
+            own = plain[n] if plain is not None else {}
+            scores.append([])
+            for i, token in enumerate(first[n]):
+                asked: dict[str, float | None] = {}
+                if "first_token_probability" in self.asks and token is not None:
+                    asked["first_token_probability"] = math.exp(own[token])
+                if "logprob_plain" in self.asks:
+                    asked["logprob_plain"] = own[target[0]]
+                if with_thought is not None:
+                    asked["logprob_thought"] = with_thought[n][i]
+                if "similarity" in self.asks:
+                    asked["similarity"] = self._similarity(predictions[n][i], target)
+                scores[n].append(PolicyScores(**asked))
         return scores
 
-    def _plain(self, problem: Problem, tokens: Sequence[int | None]) -> dict[int, Tensor]:
-        """Natural log-probabilities of candidate next tokens after the bare context."""
-        wanted = sorted({problem.target_ids[0], *(t for t in tokens if t is not None)})
-        context = [*self.bos, *problem.context_ids]
-        return dict(
-            zip(wanted, self._logprobs([[*context, t] for t in wanted], [len(context)] * len(wanted)), strict=True)
+    def _plain(self, replies: Sequence[Replies], tokens: Sequence[Sequence[int | None]]) -> list[dict[int, float]]:
+        """Natural log-probabilities of every group's candidate next tokens, and of the true one, after the context."""
+        wanted = [
+            sorted({group.problem.target_ids[0], *(t for t in own if t is not None)})
+            for group, own in zip(replies, tokens, strict=True)
+        ]
+        contexts = [[*self.bos, *group.problem.context_ids] for group in replies]
+        values = iter(
+            self._logprobs(
+                [[*context, t] for context, own in zip(contexts, wanted, strict=True) for t in own],
+                [len(context) for context, own in zip(contexts, wanted, strict=True) for _ in own],
+            )
         )
+        return [{t: next(values) for t in own} for own in wanted]
 
-    def _with_thought(
-        self, problem: Problem, prompt: Sequence[int], completions: Sequence[Completion]
-    ) -> list[float | None]:
+    def _with_thought(self, replies: Sequence[Replies]) -> list[list[float | None]]:
         """log p(true next token) right behind the opening of the box; None where no box was opened."""
-        found: list[float | None] = [None] * len(completions)
+        found: list[list[float | None]] = [[None] * len(group.completions) for group in replies]
         sequences, rows = [], []
-        for i, completion in enumerate(completions):
-            opened = box_opens(completion.text, self.thought_open)
-            if opened is None:
-                continue
-            kept, length = [], 0
-            for token in completion.token_ids:
-                size = len(self.token_bytes[token])
-                if length + size > opened:
-                    break
-                kept.append(token)
-                length += size
-            # A token may hold the brace and the first byte of the prediction: the brace alone is written again.
-            kept += self.encode(completion.text[length:opened]) if length < opened else []
-            sequences.append([*prompt, *kept, problem.target_ids[0]])
-            rows.append(i)
-        if sequences:
-            values = self._logprobs(sequences, [len(s) - 1 for s in sequences])
-            for i, value in zip(rows, values.tolist(), strict=True):
-                found[i] = value
+        for n, group in enumerate(replies):
+            for i, completion in enumerate(group.completions):
+                opened = box_opens(completion.text, self.thought_open)
+                if opened is None:
+                    continue
+                kept, length = [], 0
+                for token in completion.token_ids:
+                    size = len(self.token_bytes[token])
+                    if length + size > opened:
+                        break
+                    kept.append(token)
+                    length += size
+                # A token may hold the brace and the first byte of the prediction: the brace alone is written again.
+                kept += self.encode(completion.text[length:opened]) if length < opened else []
+                sequences.append([*group.prompt, *kept, group.problem.target_ids[0]])
+                rows.append((n, i))
+        for (n, i), value in zip(rows, self._logprobs(sequences, [len(s) - 1 for s in sequences]), strict=True):
+            found[n][i] = value
         return found
 
-    def _logprobs(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
-        values = torch.zeros(len(sequences))
-        for one in (packed.to(self.model.device) for packed in pack(sequences, starts)):
+    def _logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[float]:
+        values = [0.0] * len(sequences)
+        for one in (packed.to(self.model.device) for packed in self.packer(sequences, starts)) if sequences else ():
             hidden = body_states(self.model, one)[one.sources]
             logprobs, _ = head_logprobs(self.model, hidden, one.targets, 1.0)
-            values[list(one.members)] = logprobs.float().cpu()
+            for member, value in zip(one.members, logprobs.tolist(), strict=True):
+                values[member] = value
             self.flops += self._cost.forward(len(one.ids_t), one.pairs, len(one.targets))
         return values
 
@@ -128,8 +143,8 @@ class Scorer:
 
 def score_function(
     reward: Reward, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thought_open: bool
-) -> Callable[[Problem, list[int], list[Completion], list[Answer]], Scored]:
-    """Rewards of a group, and loss masks where the reward is for the thought (it asks for ``logprob_thought``)."""
+) -> Callable[[Sequence[Replies]], tuple[list[Scored], int]]:
+    """Rewards of groups, and loss masks where the reward is for the thought (it asks for ``logprob_thought``)."""
     table = token_bytes(tokenizer)
     asks = needs(reward) - {"group"}
 
@@ -143,19 +158,26 @@ def score_function(
 
     scorer = Scorer(model, encode, table, document_start(tokenizer), asks, thought_open) if asks else None
 
-    def score(problem: Problem, prompt: list[int], completions: list[Completion], answers: list[Answer]) -> Scored:
-        if scorer is None:
-            return Scored(score_group(reward, answers, problem))
-        before = scorer.flops
-        scores = scorer(problem, prompt, completions, answers)
-        masks = [thought_mask(c, table, thought_open) for c in completions] if "logprob_thought" in asks else None
-        return Scored(score_group(reward, answers, problem, scores), masks, scorer.flops - before)
+    def score(replies: Sequence[Replies]) -> tuple[list[Scored], int]:
+        before = scorer.flops if scorer else 0
+        scores: Sequence[list[PolicyScores] | None] = scorer(replies) if scorer else [None] * len(replies)
+        found = []
+        for group, own in zip(replies, scores, strict=True):
+            masks = None
+            if "logprob_thought" in asks:
+                masks = [thought_mask(completion, table, thought_open) for completion in group.completions]
+            found.append(Scored(score_group(reward, group.answers, group.problem, own), masks))
+        return found, scorer.flops - before if scorer else 0
 
     return score
 
 
 def next_token_hooks(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Hooks:
-    """How problems are asked, read and rewarded: by the configuration's template and reward."""
+    """How problems are asked, read and rewarded: by the configuration's template and reward.
+
+    Probabilities that a reward asks for are those of ``model`` at that time, or, with ``reward.scorer=start``, of the
+    model as it is now: what is trained then has no part in what it is paid.
+    """
     template = load_template(config.template.name)
     thought_open = template.opens_thought(tokenizer)
 
@@ -163,5 +185,8 @@ def next_token_hooks(config: Config, model: PreTrainedModel, tokenizer: PreTrain
         tokens = len(completion.token_ids)
         return read(completion.text, finish=completion.finish, thought_open=thought_open, tokens=tokens)
 
-    score = score_function(load_reward(config.reward), model, tokenizer, thought_open)
+    reward = load_reward(config.reward)
+    if config.reward.scorer == "start" and needs(reward) - {"group"}:
+        model = copy.deepcopy(model).requires_grad_(False)
+    score = score_function(reward, model, tokenizer, thought_open)
     return Hooks(lambda problem: template.render(problem, tokenizer), answer, score)
