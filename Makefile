@@ -1,7 +1,8 @@
 # make demo    the whole method on real text with a real model, on two CPU cores
 # make test    the test suite
 # make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
-# make arms    start, warm start, RPT and the compute-matched baseline of RECIPE on CORPUS=FILE, evaluated on HELD_OUT=FILE
+# make arms    start, warm start, RPT and the compute-matched baseline of RECIPE on CORPUS=FILE, evaluated on HELD_OUT=FILE;
+#              on a GPU, this and `family` with ARGS="--jobs 6": so many commands side by side
 # make check   linter, formatter and type checker over the whole package
 # make bench   speed and memory beside TRL, generate and vLLM: minutes to an hour, on an otherwise idle machine
 # make results rewrite the tables of docs/results.md from results/*.json

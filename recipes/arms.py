@@ -1,6 +1,7 @@
 """The paper's first two results for one recipe, by one command: every arm of the comparison, then the scaling law.
 
-    python recipes/arms.py recipes/omni_math.toml --corpus FILE --held-out FILE [--seeds 0 1] [section.key=value …]
+    python recipes/arms.py recipes/omni_math.toml --corpus FILE --held-out FILE [--seeds 0 1] [--jobs N] \\
+        [section.key=value …]
 
 The arms are the model as it comes, after the warm start, after RPT, and after continual next-token training for the
 FLOPs that warm start and RPT took. All are evaluated on the same positions of the held-out corpus, which the model as
@@ -76,6 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--curve", action="append", default=[], metavar="section.key=value", help="for the fit's evaluations alone"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="commands side by side, on a GPU that has room"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every command alike")
     args = parser.parse_intermixed_args(arguments)
     try:
@@ -83,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ForethinkError as error:
         print(f"arms: {error}", file=sys.stderr)
         return 2
-    return int(run_all(commands))
+    return int(run_all(commands, args.jobs))
 
 
 if __name__ == "__main__":

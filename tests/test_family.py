@@ -150,6 +150,44 @@ def test_evaluations_on_a_corpus_of_their_own_share_its_scores() -> None:
     assert sum(command[0] == "train" for command in commands) == 8
 
 
+def test_side_by_side_a_command_waits_for_what_it_reads() -> None:
+    arms, family, needs = (
+        load_function(f"{RECIPES / name}") for name in ("arms.py:plan", "family.py:plan", "family.py:needs")
+    )
+    commands = arms(RECIPES / "omni_math.toml", "a.jsonl", "b.jsonl", [0, 1], ["train.keep_every=25"], [])
+    stages = ["score", "problems", "base", *["warmup", "warm", "train", "rpt", "ntp", "ntp_eval"] * 2]
+    waits = needs(commands)
+    assert [c[c.index("--name") + 1] if c[0] == "eval" else c[0] for c in commands[:15]] == stages
+    assert waits[:3] == [set(), {0}, set()]  # the held-out corpus is scored for itself
+    for first in (3, 9):  # a seed waits for its own stages and what is shared, not for the other seed
+        warmup, warm, train, rpt, ntp, ntp_eval = range(first, first + 6)
+        assert waits[warmup] == {1} and waits[warm] == {2, warmup} and waits[train] == {1, warmup}
+        assert waits[rpt] == {2, warm, train} and {warmup, train} <= waits[ntp] and waits[ntp_eval] == {2, warm, ntp}
+        assert not waits[ntp] & set(range(9 if first == 3 else 3, 15 if first == 3 else 9))
+    assert all(wait == {2, 5} for wait in waits[15:19]) and waits[19] == set(range(19))
+    commands = family(RECIPES / "family", "a.jsonl", None, [])
+    for number, (command, wait) in enumerate(zip(commands, needs(commands), strict=True)):
+        if number > 4 and command[0] == "problems":  # of a member: the start's count where they are the same
+            assert wait == {0, 1}
+        if number > 4 and command[0] == "train":
+            assert wait == {1, 3, number - 1}
+
+
+def test_commands_run_side_by_side(home: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    place = home / "jobs"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    plan, run_all = (load_function(f"{RECIPES / 'family.py'}:{name}") for name in ("plan", "run_all"))
+    commands = plan(RECIPES / "family", str(home / "corpus.jsonl"), None, [f"model.name={home / 'untrained'}", *SMALL])
+    assert run_all(commands[:2], 2) == 0
+    assert read_problems(place / "runs" / "family" / "start" / "problems", "train")
+    assert "done" in (place / "runs" / "family" / "log" / "02-problems.txt").read_text()
+    wrong = [["score", *commands[0][1:], "corpus.path=absent.jsonl", "run=runs/family/other"], commands[1]]
+    assert run_all([wrong[0], [*wrong[1], "run=runs/family/other"]], 2) == 2  # what waits for it does not begin
+    error = capsys.readouterr().err
+    assert "[1/2] failed" in error and "absent.jsonl" in error and "[2/2]" not in error
+
+
 def test_the_arms_of_a_recipe_are_one_command(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = home / "arms"
     place.mkdir()

@@ -190,19 +190,22 @@ def _policy_scorer(config: Config) -> Scorer:
         trust_remote_code=knobs.trust_remote_code,
     )
 
+    scorers: dict[frozenset[str], PolicyScorer] = {}
+
     def encode(text: bytes) -> list[int]:
         return encode_document(tokenizer, text.decode("utf-8", errors="ignore"), table)[0]
 
     def score(
         problem: Problem, answers: Sequence[Answer], texts: Sequence[bytes], fields: frozenset[str]
     ) -> list[PolicyScores]:
-        opened = template.opens_thought(tokenizer)
-        scorer = PolicyScorer(model, encode, table, document_start(tokenizer), fields, opened)
+        if fields not in scorers:  # one for all problems: it looks at its first sequences twice
+            opened = template.opens_thought(tokenizer)
+            scorers[fields] = PolicyScorer(model, encode, table, document_start(tokenizer), fields, opened)
         completions = []
         for sample, text in enumerate(texts):
             ids = encode(text)
             whole = b"".join(table[i] for i in ids)
             completions.append(Completion(problem.id, sample, tuple(ids), whole, (), Finish.STOP, 0))
-        return scorer([Replies(problem, template.render(problem, tokenizer), completions, list(answers))])[0]
+        return scorers[fields]([Replies(problem, template.render(problem, tokenizer), completions, list(answers))])[0]
 
     return score
