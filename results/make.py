@@ -176,19 +176,35 @@ def fit(data: Record, *names: str) -> str:
 
 
 def tasks(data: Record, *arms: str) -> str:
-    """End tasks by mode; categories too."""
+    """End tasks by mode, all categories together."""
     rows = []
     for label, _, _, record in picked(data, "tasks", arms):
         if record is None:
-            rows.append([label, "–", "–", "–", NOT_YET, "–", "–"])
+            rows.append([label, "–", "–", NOT_YET, "–", "–"])
             continue
         for row in record["rows"]:
-            where = f"{row['task']}, {row['mode']}"
-            rows.append(
-                [label, where, row["category"], str(row["n"]), share(row["accuracy"]), percent(row["chance"]),
-                 percent(row["lm_eval"])]
-            )  # fmt: skip
-    return grid(["model", "questions", "category", "n", "right, %", "chance, %", "lm-eval's own figure, %"], rows)
+            if row["category"] == "all":
+                where = f"{row['task']}, {row['mode']}"
+                rows.append(
+                    [label, where, str(row["n"]), share(row["accuracy"]), percent(row["chance"]),
+                     percent(row["lm_eval"])]
+                )  # fmt: skip
+    return grid(["model", "questions", "n", "right, %", "chance, %", "lm-eval's own figure, %"], rows)
+
+
+def categories(data: Record, *arms: str) -> str:
+    """End tasks by category: a row a category, a column a model and mode."""
+    columns: list[str] = []
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for label, _, _, record in picked(data, "tasks", arms):
+        for row in record["rows"] if record is not None else []:
+            if row["category"] != "all":
+                columns.append(f"{label}, {row['mode']}")
+                key = (row["task"], row["category"], str(row["n"]))
+                cells.setdefault(key, {})[columns[-1]] = percent(row["accuracy"]["value"])
+    columns = list(dict.fromkeys(columns))
+    rows = [[*key, *(own.get(column, "–") for column in columns)] for key, own in cells.items()]
+    return grid(["questions", "category", "n", *(f"{column}, %" for column in columns)], rows)
 
 
 def questions(data: Record, *arms: str) -> str:
@@ -231,9 +247,9 @@ def note(data: Record) -> str:
 
 
 KINDS: dict[str, Callable[..., str]] = {
-    "accuracy": accuracy, "differences": differences, "cost": cost, "commands": commands, "fit": fit, "tasks": tasks,
-    "questions": questions, "family": family, "note": note,
-}  # fmt: skip
+    one.__name__: one
+    for one in (accuracy, differences, cost, commands, fit, tasks, categories, questions, family, note)
+}
 
 
 def render(spec: str, folder: Path) -> str:

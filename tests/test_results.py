@@ -183,13 +183,16 @@ def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
             "accuracy": [{"split": "easy", "kind": "nested", "reasoning": span}],
             "against": [{"split": "easy", "kind": "nested", "reasoning": {"difference": 0.02, "interval": [0, 0.04]}}],
             }  # fmt: skip
-    run = {"stages": [stage], "evals": {}, "fit": {"fits": [law, refused]}, "tasks": {"quiz": {"rows": [row]}},
+    quiz = {"rows": [row | {"category": "all", "n": 9}, row]}
+    run = {"stages": [stage], "evals": {}, "fit": {"fits": [law, refused]}, "tasks": {"quiz": quiz},
            "questions": {"tune/after": asked}, "compare": {"runs": [side]}}  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps({"note": "", "runs": {"r": run}}))
     fit = make.render("fit x", tmp_path)
     assert "| r | easy | flops | 6 | 2 (1 … open) | 0.3 | 60 (50 … 70) | 0.980 | 41.0 for 40.0 |" in fit
     assert "| r | hard | flops | 3 | – | – | – | – | too few points |" in fit
-    assert "| r/quiz | quiz, plain | law | 8 | 50.0 (25.0 … 75.0) | 10.0 | 50.0 |" in make.render("tasks x", tmp_path)
+    tasks = make.render("tasks x", tmp_path)
+    assert "| r/quiz | quiz, plain | 9 | 50.0 (25.0 … 75.0) | 10.0 | 50.0 |" in tasks and "| 8 |" not in tasks
+    assert "| quiz | law | 8 | 50.0 |" in make.render('categories x "q=r/quiz"', tmp_path)
     assert "| after | 7 | 40 | 50.0 (25.0 … 75.0) |" in make.render("questions x after=r/tune/after", tmp_path)
     family = make.render("family x", tmp_path)
     assert "| dense | dense, random 0.2 | 1.00e+12 | easy 50.0 (25.0 … 75.0) | easy +2.0 (+0.0 … +4.0) |" in family
