@@ -30,9 +30,7 @@ from transformers import PreTrainedModel
 from forethink.head import head_logprobs
 from forethink.tree_attention import Plan, UnsupportedAttention, plan, tree_attention
 
-# Hidden pairs that an accelerator multiplies in the time that launching another forward and backward pass takes: some
-# ten milliseconds in a model of 30 layers and 576 or 1,536 dimensions.
-SPARE_PAIRS = 2048**2
+_SPARE_PAIRS = 2048**2  # reckoned, not measured: ten milliseconds of an accelerator, or its launching of a small model
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,11 @@ class Pack:
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
+def spare_pairs(device: torch.device) -> int:
+    """Query-key pairs that take a device as long as to launch a pass of its own over a tree; none on a CPU."""
+    return 0 if device.type == "cpu" else _SPARE_PAIRS
+
+
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     n = min(len(a), len(b))
     for i in range(n):
@@ -107,7 +110,7 @@ def pack(
         max_tokens: size at which a tree is closed and a new one begun.
         share: False gives every sequence a tree of its own: the plain path, for checks and as fallback.
         pairs_a_token: pairs that take as long as one token takes in the linear layers, about twice the hidden size.
-        free_pairs: pairs that take as long as to begin another pass; `SPARE_PAIRS` on an accelerator, none on a CPU.
+        free_pairs: pairs that take as long as to begin another pass; see `spare_pairs`.
         tiled: plan the trees for `tree_attention`, where pairs that do not see each other cost nothing.
     """
     order = sorted(range(len(sequences)), key=lambda i: list(sequences[i]))  # neighbours share the most

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from forethink.flops import Flops
-from forethink.packing import SPARE_PAIRS, pack, packed_attention
+from forethink.packing import pack, packed_attention, spare_pairs
 from forethink.rollout.attention import NAME, GroupCache, PromptCache, Prompts
 from forethink.tree_attention import UnsupportedAttention, chosen_attention
 from forethink.types import first_line
@@ -70,7 +70,7 @@ def _capturing(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.CUDA
 
 
 class CapturedStep:
-    """A decoding step as a CUDA graph: launched as one, where 50 kernels a layer take longer to launch than to run.
+    """A decoding step as a CUDA graph: launched as one instead of kernel by kernel.
 
     Args:
         forward: tokens, int64 [R], → logits [R, V]; reads and writes the same tensors at every call.
@@ -107,8 +107,7 @@ class GroupDecoder:
         self.model, self.flops, self._cost = model, 0, Flops.of(model)
         self.cache = GroupCache(model.device, layer_windows(model))
         self.captures = captures and model.device.type == "cuda"
-        self._captured: CapturedStep | None = None
-        self._ready = False
+        self._captured: CapturedStep | None = None  # of the rows as they are arranged now
 
     def arrange(self, keep: Sequence[int], prompts: Sequence[Sequence[int]], group: int) -> Tensor:
         if not prompts:
@@ -123,8 +122,8 @@ class GroupDecoder:
         sequences = [[*prompt, 0] for prompt in prompts]
         last: list[Tensor] = [torch.empty(0)] * len(prompts)
         pairs: dict[int, list[Any]] = {}
-        tiled = self.model.device.type == "cpu"
-        for one in pack(sequences, [1] * len(sequences), PREFILL_TOKENS, free_pairs=SPARE_PAIRS, tiled=tiled):
+        tiled, spare = self.model.device.type == "cpu", spare_pairs(self.model.device)
+        for one in pack(sequences, [1] * len(sequences), PREFILL_TOKENS, free_pairs=spare, tiled=tiled):
             tree = one.to(self.model.device)
             paths = [tree.sources[begin:end] for begin, end in tree.spans]
             ends = torch.stack([path[-1] for path in paths])
@@ -169,10 +168,11 @@ class GroupDecoder:
 
     def _forward(self, forward: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
         """The first step after rows were arranged is run as it is, which also warms up; the next one is captured."""
-        self._ready = self._ready and not self.cache.moved
-        if self.captures and not self.cache.moved and not self._ready:
+        if self.cache.moved:
+            self._captured = None
+        elif self.captures and self._captured is None:
             try:
-                self._captured, self._ready = CapturedStep(forward, tokens), True
+                self._captured = CapturedStep(forward, tokens)
             except RuntimeError as error:
                 self.captures = False
                 warnings.warn(
@@ -180,7 +180,7 @@ class GroupDecoder:
                     "every kernel is launched by itself, which is slower.",
                     stacklevel=2,
                 )
-        return self._captured(tokens) if self._ready and self._captured is not None else forward(tokens)
+        return forward(tokens) if self._captured is None else self._captured(tokens)
 
 
 class PlainDecoder:

@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from forethink.packing import SPARE_PAIRS, Pack, check_packing, forward_pack, pack
+from forethink.packing import Pack, check_packing, forward_pack, pack, spare_pairs
 
 
 def install(model: PreTrainedModel) -> None:
@@ -111,26 +111,26 @@ def batched(sequences: Sequence[Sequence[int]], starts: Sequence[int], max_token
     while order:
         width = len(sequences[order[0]])
         members, order = order[: max(1, max_tokens // width)], order[max(1, max_tokens // width) :]
-        plain = [pack([sequences[i]], [starts[i]])[0] for i in members]
-        sizes = [len(one.ids_t) for one in plain]
-        offsets = [sum(sizes[:n]) for n in range(len(sizes))]
         rows = torch.full((len(members), width), -1)
-        for n, size in enumerate(sizes):
-            rows[n, :size] = torch.arange(offsets[n], offsets[n] + size)
-        ends = [sum(len(one.targets) for one in plain[: n + 1]) for n in range(len(plain))]
+        ids: list[int] = []
+        sources: list[int] = []
+        targets: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for row, number in zip(rows, members, strict=True):
+            sequence, start, first, asked = sequences[number], starts[number], len(ids), len(targets)
+            ids += sequence
+            row[: len(sequence)] = torch.arange(first, len(ids))
+            sources += range(first + start - 1, len(ids) - 1)
+            targets += sequence[start:]
+            spans.append((asked, len(targets)))
+        positions = torch.cat([torch.arange(len(sequences[number])) for number in members])
+        nothing = torch.empty(0, 0, dtype=torch.bool)
         packs.append(
             Pack(
-                torch.cat([one.ids_t for one in plain]),
-                torch.cat([one.positions_t for one in plain]),
-                torch.empty(0, 0, dtype=torch.bool),
-                torch.cat([one.sources + offset for one, offset in zip(plain, offsets, strict=True)]),
-                torch.cat([one.targets for one in plain]),
-                tuple(members),
-                tuple(zip([0, *ends[:-1]], ends, strict=True)),
-                sum(sizes),
-                rows=rows,
+                torch.tensor(ids), positions, nothing, torch.tensor(sources), torch.tensor(targets), tuple(members),
+                tuple(spans), len(ids), rows=rows,
             )
-        )
+        )  # fmt: skip
     return packs
 
 
@@ -157,7 +157,7 @@ class Packer:
         if self.share is None:
             self._check(sequences, starts)
         width = self.model.config.get_text_config().hidden_size
-        spare = 0 if self.model.device.type == "cpu" else SPARE_PAIRS
+        spare = spare_pairs(self.model.device)
         return pack(sequences, starts, self.max_tokens, self.share is True, 2 * width, spare, self.tiled)
 
     def _check(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethink.flops import Flops
 from forethink.head import head_logits
-from forethink.packing import SPARE_PAIRS, body_states, pack
+from forethink.packing import body_states, pack, spare_pairs
 from forethink.rewards import degenerate, outcome
 from forethink.rollout import Engine, generate_counted
 from forethink.templates import Template, read
@@ -38,9 +38,8 @@ def candidates(
     cost = Flops.of(model)
     found: list[Candidates] = [Candidates((), ())] * len(contexts)
     # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
-    spare = 0 if model.device.type == "cpu" else SPARE_PAIRS
     sequences, starts = [[*context, 0] for context in contexts], [len(context) for context in contexts]
-    for tree in pack(sequences, starts, max_tokens, free_pairs=spare):
+    for tree in pack(sequences, starts, max_tokens, free_pairs=spare_pairs(model.device)):
         one = tree.to(model.device)
         logits = head_logits(model, body_states(model, one)[one.sources])
         spent["flops/candidates"] += cost.forward(len(one.ids_t), one.pairs, len(logits))

@@ -117,13 +117,15 @@ class Scorer:
                 kept += self.encode(completion.text[length:opened]) if length < opened else []
                 sequences.append([*group.prompt, *kept, group.problem.target_ids[0]])
                 rows.append((n, i))
-        for (n, i), value in zip(rows, self._logprobs(sequences, [len(s) - 1 for s in sequences]), strict=True):
-            found[n][i] = value
+        if sequences:
+            values = self._logprobs(sequences, [len(s) - 1 for s in sequences])
+            for (n, i), value in zip(rows, values, strict=True):
+                found[n][i] = value
         return found
 
     def _logprobs(self, sequences: list[list[int]], starts: list[int]) -> list[float]:
         values = [0.0] * len(sequences)
-        for one in (packed.to(self.model.device) for packed in self.packer(sequences, starts)) if sequences else ():
+        for one in (packed.to(self.model.device) for packed in self.packer(sequences, starts)):
             hidden = body_states(self.model, one)[one.sources]
             logprobs, _ = head_logprobs(self.model, hidden, one.targets, 1.0)
             for member, value in zip(one.members, logprobs.tolist(), strict=True):
