@@ -3,6 +3,8 @@
 # make family  the recipes of FAMILY (recipes/family) from one start on CORPUS=FILE, one table (recipes/README.md)
 # make arms    start, warm start, RPT and the compute-matched baseline of RECIPE on CORPUS=FILE, evaluated on HELD_OUT=FILE;
 #              on a GPU, this and `family` with ARGS="--jobs 6": so many commands side by side
+# make finetune RECIPE=recipes/finetune_arithmetic.toml STARTS="base rpt=results/adapters/rpt" ARGS="--seeds 0 1"
+#              fine-tuning with verifiable rewards from several starts, with several seeds
 # make check   linter, formatter and type checker over the whole package
 # make bench   speed and memory beside TRL, generate and vLLM: minutes to an hour, on an otherwise idle machine
 # make results rewrite the tables of docs/results.md from results/*.json
@@ -31,8 +33,9 @@ FAMILY ?= recipes/family
 CORPUS ?=
 RECIPE ?= recipes/omni_math.toml
 HELD_OUT ?=
+STARTS ?= base
 
-.PHONY: demo arms family test check bench bench-vllm results pictures clean install
+.PHONY: demo arms family finetune test check bench bench-vllm results pictures clean install
 
 demo: $(READY)
 	$(VENV)/bin/forethink demo $(ARGS)
@@ -44,6 +47,9 @@ arms: $(READY)
 	$(VENV)/bin/python recipes/arms.py $(RECIPE) \
 		--corpus "$(or $(CORPUS),$(error name a corpus to train on: make arms CORPUS=FILE HELD_OUT=FILE))" \
 		--held-out "$(or $(HELD_OUT),$(error name a corpus to evaluate on: make arms CORPUS=FILE HELD_OUT=FILE))" $(ARGS)
+
+finetune: $(READY)
+	$(VENV)/bin/python recipes/finetune.py $(RECIPE) --starts $(STARTS) $(ARGS)
 
 test: $(READY) $(GEMMA) $(BROWSER)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)

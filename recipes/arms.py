@@ -7,7 +7,8 @@ The arms are the model as it comes, after the warm start, after RPT, and after c
 FLOPs that warm start and RPT took. All are evaluated on the same positions of the held-out corpus, which the model as
 it comes scores once. The recipe's own run holds what the seeds share; each seed's stands beside it, ``<run>-seed0``.
 The first seed's checkpoints (``train.keep_every``) and its final model are evaluated once more, alike, for the fit.
-Stopped, it goes on where it was by the same command.
+A recipe that names where training starts (``train.start``) is not warmed up: the start is evaluated in its place, and
+the baseline is given the FLOPs of RPT alone. Stopped, it goes on where it was by the same command.
 """
 
 from __future__ import annotations
@@ -42,13 +43,18 @@ def plan(
 
     start = [*common, f"run={config.run}", f"seed={seeds[0]}", *source]
     commands = [["score", *start], ["problems", *start], evaluate(config.run, "base", "eval.samples=1")]
+    named = config.train.start
+    if named is not None:
+        commands.append(evaluate(config.run, "warm", "--checkpoint", named, "--against", f"{config.run}/base"))
     runs = [f"{config.run}-seed{seed}" for seed in seeds]
     for seed, run in zip(seeds, runs, strict=True):
         own = [*common, f"run={run}", f"parent={config.run}", f"seed={seed}", *source]
-        budget = json.dumps([f"{run}/warmup", f"{run}/train"])
-        base, warm = (["--against", folder] for folder in (f"{config.run}/base", f"{run}/warm"))
+        budget = json.dumps([f"{run}/{stage}" for stage in (["train"] if named else ["warmup", "train"])])
+        home = run if named is None else config.run
+        base, warm = (["--against", folder] for folder in (f"{config.run}/base", f"{home}/warm"))
+        if named is None:
+            commands += [["warmup", *own], checkpoint(run, "warm", "warmup/model", *base)]
         commands += [
-            ["warmup", *own], checkpoint(run, "warm", "warmup/model", *base),
             ["train", *own], checkpoint(run, "rpt", "train/model", *base, *warm),
             ["ntp", *own, "ntp.budget=flops", f"ntp.budget_from={budget}"],
             checkpoint(run, "ntp_eval", "ntp/model", *base, *warm),

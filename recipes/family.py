@@ -69,7 +69,7 @@ def _reads(command: list[str]) -> tuple[str, set[str], set[str]]:
     read |= {f"{config.parent}/{command[0]}"}  # where the parent has this stage, nothing is made
     read |= {config.eval.problems} if command[0] == "eval" and config.eval.problems else set()
     shared = runs if command[0] == "eval" and "--corpus" in flags else set()
-    return f"{config.run}/{flags['--name'] if command[0] == 'eval' else command[0]}", read, shared
+    return f"{config.run}/{flags.get('--name', command[0])}", read, shared
 
 
 def needs(commands: list[list[str]]) -> list[set[int]]:

@@ -212,11 +212,18 @@ def questions(data: Record, *arms: str) -> str:
     rows = []
     for label, run, _, record in picked(data, "questions", arms):
         if record is None:
-            rows.append([label, "–", "–", NOT_YET, NOT_YET, "–"])
+            rows.append([label, "–", "–", NOT_YET, NOT_YET, "–", "–", "–"])
             continue
         cells = [share(record.get(key)) for key in ("accuracy", "greedy", "box")]
-        rows.append([label, seed_of(run, record), str(record["questions"]), *cells])
-    return grid(["model", "seed", "n", "right, sampled, %", "right, greedy, %", "replies with an answer, %"], rows)
+        other = next(iter(record.get("against", [])), None)  # after fine-tuning: before it
+        less = [
+            "–" if other is None else percent(other[key]["difference"], other[key]["interval"], "+")
+            for key in ("accuracy", "greedy")
+        ]
+        rows.append([label, seed_of(run, record), str(record["questions"]), *cells, *less])
+    head = ["right, sampled, %", "right, greedy, %", "replies with an answer, %", "less before, sampled, points",
+            "less before, greedy, points"]  # fmt: skip
+    return grid(["model", "seed", "n", *head], rows)
 
 
 def family(data: Record, *names: str) -> str:

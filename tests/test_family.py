@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -223,6 +224,46 @@ def test_the_arms_of_a_recipe_are_one_command(home: Path, monkeypatch: pytest.Mo
     stamps = {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
     assert main(arguments) == 0  # finished work is kept
     assert stamps == {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
+
+
+def test_a_start_that_is_named_stands_for_the_warm_start() -> None:
+    plan, needs = (load_function(f"{RECIPES / name}") for name in ("arms.py:plan", "family.py:needs"))
+    commands = plan(RECIPES / "scaling.toml", "a.jsonl", "b.jsonl", [0, 1], [], [])
+    names = [command[command.index("--name") + 1] if "--name" in command else command[0] for command in commands]
+    assert names[:4] == ["score", "problems", "base", "warm"]
+    assert names[4:12] == ["train", "rpt", "ntp", "ntp_eval"] * 2 and names[12:] == [
+        *(f"step-{step:04d}" for step in range(8, 49, 8)), "fit"
+    ]  # fmt: skip
+    assert commands[3][commands[3].index("--checkpoint") + 1] == "results/adapters/warm"
+    for number, run in ((4, "runs/scaling-seed0"), (8, "runs/scaling-seed1")):
+        assert 'ntp.budget_from=["' + run + '/train"]' in commands[number + 2]  # the start was there before
+        against = [text for before, text in pairwise(commands[number + 1]) if before == "--against"]
+        assert against == ["runs/scaling/base", "runs/scaling/warm"]
+        assert needs(commands)[number] == {1} and needs(commands)[number + 1] == {2, 3, number}
+
+
+def test_fine_tuning_from_several_starts_is_one_command(home: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    place = home / "tune"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    main = load_function(f"{RECIPES / 'finetune.py'}:main")
+    recipe = str(RECIPES / "finetune_arithmetic.toml")
+    small = [
+        f"model.name={home / 'untrained'}", "model.dtype=float32", "model.device=cpu", "train.precision=fp32",
+        "finetune.steps=1", "finetune.problems=2", "finetune.group=2", "finetune.max_tokens=4", "eval.positions=3",
+        "eval.samples=1", "eval.bootstrap=100", "train.lora_rank=4",
+    ]  # fmt: skip
+    assert main([recipe, *small, "--starts", "base", f"taught={home / 'taught' / 'model'}", "--seeds", "0", "1"]) == 0
+    run = place / "runs" / "finetune_arithmetic"
+    assert sorted(path.name for path in run.iterdir()) == ["base-seed0", "base-seed1", "taught-seed0", "taught-seed1"]
+    asked = {name: {line["problem"] for line in read_jsonl(run / name / "before" / "samples.jsonl")}
+             for name in ("base-seed0", "base-seed1", "taught-seed1")}  # fmt: skip
+    assert asked["base-seed0"] == asked["base-seed1"] == asked["taught-seed1"] != set()
+    trained = {path: read_jsonl(run / path / "train" / "samples.jsonl") for path in asked}
+    texts = {name: {line["problem"] for line in lines} for name, lines in trained.items()}
+    assert texts["base-seed1"] == texts["taught-seed1"] != texts["base-seed0"]
+    assert main([recipe, "--starts", "base=absent", *small]) == 2 and "absent" in capsys.readouterr().err
+    assert main([recipe, "finetune.stepz=1"]) == 2 and "finetune.stepz" in capsys.readouterr().err
 
 
 def test_the_arms_end_with_the_scaling_law() -> None:

@@ -86,6 +86,15 @@ def test_training_takes_problems_and_warm_start_of_the_parent(parent: Path) -> N
     assert str(parent / "warmup" / "model" / "model.safetensors") in inputs
 
 
+def test_a_named_start_asks_for_no_warm_start_of_the_parent(parent: Path) -> None:
+    settings = [f"parent={parent}", "train.steps=1", "warmup.examples=7"]
+    with pytest.raises(ForethinkError, match="warmup.examples was"):
+        stages.train(train_settings(parent.parent / "unnamed", *settings))
+    start = parent / "warmup" / "model"
+    folder = stages.train(train_settings(parent.parent / "named", *settings, f"train.start={start}"))
+    assert str(start / "model.safetensors") in json.loads((folder / "run.json").read_text())["inputs"]
+
+
 def test_a_runs_own_stage_goes_before_the_parents(parent: Path) -> None:
     child = parent.parent / "own"
     (child / "problems").mkdir(parents=True)

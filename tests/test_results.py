@@ -178,6 +178,7 @@ def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
         "accuracy": span,
         "greedy": span,
         "box": span,
+        "against": [{key: {"difference": 0.25, "interval": [-0.1, 0.5]} for key in ("accuracy", "greedy", "box")}],
     }
     side = {"label": "dense", "reward": "dense", "selector": "random 0.2", "spent": {"flops": 1e12},
             "accuracy": [{"split": "easy", "kind": "nested", "reasoning": span}],
@@ -193,7 +194,9 @@ def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
     tasks = make.render("tasks x", tmp_path)
     assert "| r/quiz | quiz, plain | 9 | 50.0 (25.0 … 75.0) | 10.0 | 50.0 |" in tasks and "| 8 |" not in tasks
     assert "| quiz | law | 8 | 50.0 |" in make.render('categories x "q=r/quiz"', tmp_path)
-    assert "| after | 7 | 40 | 50.0 (25.0 … 75.0) |" in make.render("questions x after=r/tune/after", tmp_path)
+    after = make.render("questions x after=r/tune/after", tmp_path).splitlines()[-1]
+    assert after.startswith("| after | 7 | 40 | 50.0 (25.0 … 75.0) |")
+    assert after.endswith("| +25.0 (-10.0 … +50.0) | +25.0 (-10.0 … +50.0) |")
     family = make.render("family x", tmp_path)
     assert "| dense | dense, random 0.2 | 1.00e+12 | easy 50.0 (25.0 … 75.0) | easy +2.0 (+0.0 … +4.0) |" in family
 
