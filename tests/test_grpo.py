@@ -304,6 +304,18 @@ def test_rollout_logprobs_are_those_of_a_teacher_forced_pass(kind, request, smol
             torch.testing.assert_close(torch.tensor(completion.logprobs), forced, rtol=0, atol=1e-4)
 
 
+def test_fresh_adapters_begin_from_the_runs_seed(tmp_path, tiny_llama, smollm2_tokenizer, problems) -> None:
+    def begun(name: str, seed: int, drawn_before: int) -> torch.Tensor:
+        torch.rand(drawn_before)  # whatever else the process drew
+        engine = TransformersEngine(copy.deepcopy(tiny_llama), smollm2_tokenizer, group=G, max_tokens=4)
+        settings = ("train.lora_rank=4", f"seed={seed}")
+        trainer, _ = trainer_of(tmp_path / name, tiny_llama, smollm2_tokenizer, problems, engine, *settings)
+        return torch.cat([p.detach().flatten() for n, p in trainer.model.named_parameters() if "lora_A" in n])
+
+    first = begun("first", 5, 1)
+    assert torch.equal(begun("again", 5, 7), first) and not torch.equal(begun("other", 6, 7), first)
+
+
 def test_lora_weights_reach_the_engine_merged(tmp_path, tiny_llama, smollm2_tokenizer, problems) -> None:
     engine = TransformersEngine(copy.deepcopy(tiny_llama), smollm2_tokenizer, group=G, max_tokens=4)
     trainer, _ = trainer_of(tmp_path, tiny_llama, smollm2_tokenizer, problems, engine, "train.lora_rank=4")

@@ -88,7 +88,7 @@ def test_training_takes_problems_and_warm_start_of_the_parent(parent: Path) -> N
 
 def test_a_named_start_asks_for_no_warm_start_of_the_parent(parent: Path) -> None:
     settings = [f"parent={parent}", "train.steps=1", "warmup.examples=7"]
-    with pytest.raises(ForethinkError, match="warmup.examples was"):
+    with pytest.raises(ForethinkError, match=r"warmup\.examples was"):
         stages.train(train_settings(parent.parent / "unnamed", *settings))
     start = parent / "warmup" / "model"
     folder = stages.train(train_settings(parent.parent / "named", *settings, f"train.start={start}"))

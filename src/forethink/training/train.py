@@ -274,21 +274,19 @@ def make_trainer(
         hooks: how problems are asked, read and judged; `next_token_hooks` when absent.
     """
     from datasets import Dataset
-    from peft import PeftModel
     from transformers import PrinterCallback
 
     from forethink.tokens import document_start
-    from forethink.training.checkpoints import lora_config
+    from forethink.training.checkpoints import with_lora
     from forethink.training.grpo import ReinforcementTrainer
     from forethink.training.scores import next_token_hooks
 
     knobs = config.train
     trainer = ReinforcementTrainer(
-        model=model,
+        model=with_lora(model, knobs.lora_rank, config.seed) if knobs.lora_rank else model,
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(order), "index": order}),
         processing_class=tokenizer,
-        peft_config=lora_config(knobs.lora_rank) if knobs.lora_rank and not isinstance(model, PeftModel) else None,
         problems=problems,
         engine=engine,
         hooks=hooks or next_token_hooks(config, model, tokenizer),
