@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from forethink.evaluate.stats import cluster_bootstrap, paired_bootstrap, pass_at_k, powers_of_two, wilson
+from forethink.evaluate.stats import cluster_bootstrap, paired_bootstrap, pass_at_k, powers_of_two, wilson, wilson_of
 
 
 def test_wilson_equals_the_formula():
@@ -18,6 +18,17 @@ def test_wilson_equals_the_formula():
     half = z * math.sqrt(0.2 * 0.8 / 50 + z * z / (4 * 50 * 50)) / (1 + z * z / 50)
     assert wilson(10, 50) == pytest.approx((centre - half, centre + half), abs=1e-12)
     assert wilson(10, 50) == pytest.approx((0.112, 0.330), abs=1e-3)
+
+
+def test_samples_that_all_say_the_same_have_wilsons_interval():
+    """A bootstrap of zeros alone is a point at zero, however few they are."""
+    for value in (0.0, 1.0):
+        same = np.full(20, value)
+        assert wilson_of(same, single=False) == wilson_of(same, single=True) == list(wilson(int(20 * value), 20))
+    half, mixed = np.full(20, 0.5), np.array([0.0, 1.0, 1.0])
+    assert wilson_of(half, single=False) is None and wilson_of(mixed, single=False) is None
+    assert wilson_of(mixed, single=True) == list(wilson(2, 3))
+    assert wilson_of(np.zeros(0), single=True) is None
 
 
 def test_wilson_at_the_edges():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from forethink.evaluate.stats import cluster_bootstrap, paired_bootstrap, pass_at_k, powers_of_two, wilson
+from forethink.evaluate.stats import cluster_bootstrap, paired_bootstrap, pass_at_k, powers_of_two, wilson_of
 from forethink.rundir import read_jsonl
 from forethink.types import ForethinkError, Question, Status
 
@@ -49,9 +49,9 @@ def summary(records: Sequence[Record], samples: int, resamples: int, seed: int) 
     """The figures of ``questions.json`` from the records of ``questions.jsonl``.
 
     Every share has ``value``, ``bootstrap`` (questions drawn anew; None with fewer than two) and ``wilson`` (None
-    where a question has several completions). ``accuracy`` and ``box`` are over the samples, ``greedy`` and
-    ``greedy_box`` over the greedy completions; ``signal`` is the share of questions that are neither always nor never
-    right, those a group of GRPO learns from.
+    where a question has several completions that do not all say the same: `stats.wilson_of`). ``accuracy`` and
+    ``box`` are over the samples, ``greedy`` and ``greedy_box`` over the greedy completions; ``signal`` is the share of
+    questions that are neither always nor never right, those a group of GRPO learns from.
     """
     powers = powers_of_two(samples)
     columns: dict[str, list[float]] = {
@@ -68,7 +68,7 @@ def summary(records: Sequence[Record], samples: int, resamples: int, seed: int) 
         single = samples == 1 or name.startswith("greedy")
         shares[name] = {
             "value": float(table[:, i].mean()),
-            "wilson": list(wilson(int(table[:, i].sum()), len(table))) if single else None,
+            "wilson": wilson_of(table[:, i], single),
             "bootstrap": None if np.isnan(bounds[:, i]).any() else [float(bound) for bound in bounds[:, i]],
         }
     total = samples * len(records)

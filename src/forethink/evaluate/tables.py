@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forethink.config import Config
-from forethink.evaluate.stats import pass_at_k, powers_of_two, wilson
+from forethink.evaluate.stats import pass_at_k, powers_of_two, wilson_of
 from forethink.paired import Split, cluster_bootstrap, compare, differences, nats, splits
 from forethink.types import ForethinkError
 
@@ -64,10 +64,9 @@ def _number(value: float) -> float | None:
 
 
 def _share(values: NDArray[np.float64], bounds: NDArray[np.float64], single: bool) -> Record:
-    exact = wilson(int(values.sum()), len(values)) if single else None
     return {
         "value": _number(values.mean()) if len(values) else None,
-        "wilson": None if exact is None or not len(values) else list(exact),
+        "wilson": wilson_of(values, single),
         "bootstrap": None if np.isnan(bounds).any() else [float(bound) for bound in bounds],
     }
 
