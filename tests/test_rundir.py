@@ -46,6 +46,34 @@ def test_write_that_fails_says_so_and_leaves_nothing(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+_WORKER = """
+import sys, time
+from pathlib import Path
+from forethink.config import load_config
+from forethink.rundir import RunDir
+run = RunDir(sys.argv[1], "score", load_config(), ("corpus", "score"))
+run.append("metrics", [{"step": 1}])
+print("at work", flush=True)
+time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path):
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", _WORKER, folder], stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == "at work\n"
+        with pytest.raises(ForethinkError, match="run: another process is at work in this folder"):
+            _run(folder)
+        assert _run(tmp_path / "other").record["status"] == "running"
+        worker.kill()  # it cannot clean up
+    again = _run(folder)
+    assert again.record["resumed"] == 1 and [line["step"] for line in read_jsonl(folder / "metrics.jsonl")] == [1]
+    assert _run(folder).record["resumed"] == 2  # this process may call the stage again
+    again.finish()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "metrics.jsonl", "run.json"]
+    assert _run(folder).done
+
+
 _WRITER = """
 import sys
 from pathlib import Path

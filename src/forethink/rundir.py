@@ -9,7 +9,8 @@ Every stage writes one folder::
     samples.jsonl   one line a completion, with its answer, outcome and reward
 
 Writing is atomic (a temporary file, then a rename), so a run killed at any moment leaves whole files. The two
-``.jsonl`` logs are appended line by line; on resume, lines after the checkpoint are cut off.
+``.jsonl`` logs are appended line by line; on resume, lines after the checkpoint are cut off. While a process works in
+the folder it holds a lock on ``.lock`` there, which the system drops when the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from forethink.config import Config
 from forethink.recipe import first_difference
@@ -162,7 +165,8 @@ class RunDir:
         inputs: input files with their hashes.
 
     Raises:
-        ForethinkError: the folder belongs to another configuration or other inputs.
+        ForethinkError: the folder belongs to another configuration or other inputs, or another process is at work in
+            it.
     """
 
     def __init__(
@@ -193,10 +197,28 @@ class RunDir:
             "resumed": 0,
         }
         self._before = 0.0
+        self._lock: FileLock | None = None
         self._continue_or_refuse()
         if not self.done:
+            self._lock = self._locked()
             self._save()  # first: a folder is known by its run.json
             write_atomic(self.path / "config.toml", config_toml(config))
+
+    def _locked(self) -> FileLock | None:
+        """Hold the folder until the run is finished or the process ends: two writers would mix up their logs."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # One lock a path in a process: a stage that was interrupted may be called again.
+            lock = FileLock(self.path.resolve() / ".lock", timeout=0, thread_local=False, is_singleton=True)
+            lock.acquire()
+        except Timeout:
+            raise ForethinkError(
+                f"{self.path}: another process is at work in this folder; wait for its end, or choose "
+                "another folder with run=…."
+            ) from None
+        except (OSError, NotImplementedError):
+            return None  # a file system without locks; one that cannot be written says so at the first file
+        return lock
 
     def _continue_or_refuse(self) -> None:
         old_path = self.path / "run.json"
@@ -280,6 +302,10 @@ class RunDir:
         if result is not None:
             self.record["result"] = dict(result)
         self._save()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink(missing_ok=True)
+            self._lock.release(force=True)
 
 
 def _cut_torn_line(path: Path) -> None:
