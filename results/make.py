@@ -157,7 +157,9 @@ def fit(data: Record, *names: str) -> str:
             continue
         for one in run.get("fit", {}).get("fits", []):
             if one["refused"]:
-                rows.append([name, one["split"], one["axis"], str(one["points"]), "–", "–", "–", "–", one["refused"]])
+                why = one["refused"].removeprefix(f"{one['split']} against {one['axis']}: ")
+                r2 = f"{one['r2']:.3f}" if "r2" in one else "–"
+                rows.append([name, one["split"], one["axis"], str(one["points"]), "–", "–", "–", r2, why])
                 continue
 
             def spread(key: str, scale: float = 1.0, own: Record = one) -> str:
@@ -171,7 +173,17 @@ def fit(data: Record, *names: str) -> str:
                 [name, one["split"], one["axis"], str(one["points"]), spread("A"), spread("alpha"),
                  spread("p_star", 100), f"{one['r2']:.3f}", held]
             )  # fmt: skip
-    head = ["run", "split", "against", "n", "A", "α", "P*, %", "R²", "last point, predicted for observed, %"]
+    head = [
+        "run",
+        "split",
+        "against",
+        "n",
+        "A",
+        "α",
+        "P*, %",
+        "R²",
+        "last point, predicted for observed, %; or why not",
+    ]
     return grid(head, rows)
 
 

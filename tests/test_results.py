@@ -170,6 +170,7 @@ def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
            "p_star": {"value": 0.6, "residuals": [0.5, 0.7]}, "hold_out": {"predicted": 0.41, "observed": 0.4},
            }  # fmt: skip
     refused = {"refused": "too few points", "split": "hard", "axis": "flops", "points": 3}
+    noise = {"refused": "hard against tokens: noise", "r2": 0.4321, "split": "hard", "axis": "tokens", "points": 6}
     row = {"task": "quiz", "mode": "plain", "category": "law", "n": 8, "accuracy": span, "chance": 0.1, "lm_eval": 0.5}
     stage = {"folder": "tune/train", "stage": "train", "seed": 7}
     asked = {
@@ -185,12 +186,13 @@ def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
             "against": [{"split": "easy", "kind": "nested", "reasoning": {"difference": 0.02, "interval": [0, 0.04]}}],
             }  # fmt: skip
     quiz = {"rows": [row | {"category": "all", "n": 9}, row]}
-    run = {"stages": [stage], "evals": {}, "fit": {"fits": [law, refused]}, "tasks": {"quiz": quiz},
+    run = {"stages": [stage], "evals": {}, "fit": {"fits": [law, refused, noise]}, "tasks": {"quiz": quiz},
            "questions": {"tune/after": asked}, "compare": {"runs": [side]}}  # fmt: skip
     (tmp_path / "x.json").write_text(json.dumps({"note": "", "runs": {"r": run}}))
     fit = make.render("fit x", tmp_path)
     assert "| r | easy | flops | 6 | 2 (1 … open) | 0.3 | 60 (50 … 70) | 0.980 | 41.0 for 40.0 |" in fit
     assert "| r | hard | flops | 3 | – | – | – | – | too few points |" in fit
+    assert "| r | hard | tokens | 6 | – | – | – | 0.432 | noise |" in fit
     tasks = make.render("tasks x", tmp_path)
     assert "| r/quiz | quiz, plain | 9 | 50.0 (25.0 … 75.0) | 10.0 | 50.0 |" in tasks and "| 8 |" not in tasks
     assert "| quiz | law | 8 | 50.0 |" in make.render('categories x "q=r/quiz"', tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from forethink import cli
 from forethink.evaluated import document_draws, read_points
-from forethink.scaling import fit
+from forethink.scaling import NoLaw, fit
 from forethink.types import ForethinkError
 
 COMPUTE = np.geomspace(1e14, 3e16, 8)
@@ -93,6 +93,20 @@ def test_an_accuracy_that_never_levels_off_leaves_p_star_open_up_to_one() -> Non
 def test_what_cannot_be_fitted_is_refused_with_the_reason(accuracy: list[float], reason: str) -> None:
     with pytest.raises(ForethinkError, match=reason):
         fit(list(zip(COMPUTE, accuracy, strict=False)))
+
+
+def test_a_refused_law_says_what_it_would_explain() -> None:
+    points = list(zip(COMPUTE[:5], [0.30, 0.34, 0.32, 0.31, 0.33], strict=True))
+    with pytest.raises(NoLaw) as told:
+        fit(points)
+    # The best law of rising and falling points is that of the best alpha: no other explains more of them.
+    values = np.array([y for _, y in points])
+    best = max(
+        np.corrcoef(COMPUTE[:5] ** -alpha, values)[0, 1] ** 2
+        for alpha in np.geomspace(0.01, 10, 400)
+        if np.corrcoef(COMPUTE[:5] ** -alpha, values)[0, 1] < 0  # accuracy grows with compute
+    )
+    assert told.value.r2 == pytest.approx(best, abs=1e-3) and 0.1 < told.value.r2 < 0.9
 
 
 def test_noise_alone_is_refused_nearly_always() -> None:

@@ -189,6 +189,8 @@ def fit_split(
 ) -> Record:
     """The law of one split against one axis: what `scaling.Fit.record` holds, or ``refused``, the reason.
 
+    Where chance alone would fit as well, ``r2`` is there beside the reason.
+
     Args:
         points: as `read_points` gives them.
         row: of an ``eval.json``: its ``split`` and ``kind``.
@@ -197,7 +199,7 @@ def fit_split(
         resamples: bootstrap draws.
         seed: of these draws.
     """
-    from forethink.scaling import fit
+    from forethink.scaling import NoLaw, fit
 
     split, kind = row["split"], row["kind"]
     own = [p for p in points if axis in p.spent and p.accuracy(split, metric) is not None]
@@ -208,4 +210,5 @@ def fit_split(
         draws = document_draws(own, split, kind, metric, resamples, seed)
         return record | fit(pairs, draws, resamples=resamples, seed=seed).record()
     except ForethinkError as error:
-        return record | {"refused": f"{split} against {axis}: {error}"}
+        known = {"r2": error.r2} if isinstance(error, NoLaw) else {}
+        return record | {"refused": f"{split} against {axis}: {error}"} | known

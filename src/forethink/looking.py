@@ -152,7 +152,8 @@ def _show_fit(result: Mapping[str, Any]) -> None:
             console.print(table)
     for one in result["fits"]:
         if one["refused"]:
-            console.print(f"not fitted: {one['refused']}", markup=False)
+            known = f" (R² {one['r2']:.3f})" if "r2" in one else ""
+            console.print(f"not fitted: {one['refused']}{known}", markup=False)
     for one in result["left_out"]:
         console.print(f"left out: {one['evaluation']}: {one['reason']}", markup=False)
     for training, cost in result["before"].items():

@@ -30,6 +30,14 @@ _ORDERINGS = 5040  # all of them up to seven points, as many random ones from th
 _EXACT = 1e-13  # a smaller part of the variance left over is rounding
 
 
+class NoLaw(ForethinkError):
+    """Accuracies that a law cannot be told of. ``r2`` is what it would explain of them all the same."""
+
+    def __init__(self, message: str, r2: float) -> None:
+        super().__init__(message)
+        self.r2 = r2
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A parameter with its intervals (low, high); an open end is infinite. ``documents`` is None where not asked."""
@@ -144,7 +152,7 @@ def _chance(compute_n: Array, y_n: Array, seed: int) -> float:
     return float((rss_r <= rss_r[0] * (1 + 1e-9)).mean())
 
 
-def _refuse(compute_n: Array, y_n: Array, seed: int) -> float:
+def _refuse(compute_n: Array, y_n: Array, seed: int, level: float) -> float:
     """The chance of the fit; an error with the reason where there is nothing to fit."""
     if not (np.isfinite(compute_n).all() and np.isfinite(y_n).all() and (compute_n > 0).all()):
         raise ForethinkError("a point is no number, or its compute is not above 0; leave it out.")
@@ -160,11 +168,17 @@ def _refuse(compute_n: Array, y_n: Array, seed: int) -> float:
     if chance > _CHANCE:
         falls = np.polyfit(np.log(compute_n), y_n, 1)[0] <= 0
         why = "the accuracy does not grow with compute" if falls else "the accuracies look like noise on a flat line"
-        raise ForethinkError(
+        r2 = _r2(y_n, search(compute_n, y_n, level).fitted())
+        raise NoLaw(
             f"{why} ({chance:.0%} of their orderings fit the law as well); evaluate checkpoints further apart, or "
-            "more positions."
+            "more positions.",
+            r2,
         )
     return chance
+
+
+def _r2(y_n: Array, fitted_n: Array) -> float:
+    return 1 - float(((y_n - fitted_n) ** 2).sum()) / float(((y_n - y_n.mean()) ** 2).sum())
 
 
 def _curve(best: Best, at_m: Array, y_rn: Array, level: float) -> dict[str, list[float]]:
@@ -229,11 +243,11 @@ def fit(
         level: coverage of the intervals.
 
     Raises:
-        ForethinkError: fewer than four different C, equal accuracies, or accuracies that do not grow with C beyond
-            chance (more than 5 % of their orderings fit as well).
+        NoLaw: the accuracies do not grow with C beyond chance (more than 5 % of their orderings fit as well).
+        ForethinkError: fewer than four different C, or equal accuracies.
     """
     compute_n, y_n = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    chance = _refuse(compute_n, y_n, seed)
+    chance = _refuse(compute_n, y_n, seed, level)
     best = search(compute_n, y_n, level)
     variance = float(((y_n - y_n.mean()) ** 2).sum())
     residuals = y_n - best.fitted()
@@ -247,7 +261,7 @@ def fit(
     estimates = {k: Estimate(v, own[k], None if other is None else other[k]) for k, v in values.items()}
     return Fit(
         **estimates,
-        r2=1 - float((residuals**2).sum()) / variance,
+        r2=_r2(y_n, best.fitted()),
         residuals=residuals.tolist(),
         chance=chance,
         curve=_curve(best, np.geomspace(compute_n.min(), compute_n.max(), 40), y_rn, level),
