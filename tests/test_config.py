@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from forethink.config import Config, load_config
 from forethink.functions import load_function
-from forethink.rundir import config_toml
+from forethink.recipe import config_toml
 from forethink.types import ForethinkError
 
 

@@ -371,7 +371,7 @@ run_eval(load_config(sys.argv[1]))
 
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(setting):
-    from forethink.rundir import config_toml
+    from forethink.recipe import config_toml
 
     config, _ = setting
     keys = {"eval__samples": 2, "eval__positions": 60, "rollout__batch": 32, "rollout__max_tokens": 4}

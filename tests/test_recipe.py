@@ -10,8 +10,8 @@ import pytest
 
 from forethink import stages
 from forethink.config import load_config
-from forethink.recipe import inherited, stage_folder
-from forethink.rundir import RunDir, config_toml
+from forethink.recipe import config_toml, inherited, stage_folder
+from forethink.rundir import RunDir
 from forethink.types import ForethinkError
 from trainers import prepare, train_settings
 

@@ -526,7 +526,7 @@ assert os.waitpid(start(killed), 0)[1] == 0
 
 
 def test_kill_9_three_times_leaves_the_same_shards(recipe, tmp_path):
-    from forethink.rundir import config_toml
+    from forethink.recipe import config_toml
 
     paths = []
     for name in ("whole", "killed"):

@@ -9,7 +9,7 @@ import re
 import tokenize
 
 from forethink import config
-from forethink.rundir import config_toml
+from forethink.recipe import config_toml
 
 
 def describe_keys() -> str:

@@ -2,12 +2,14 @@
 
 ``base = "start.toml"``, a path relative to the recipe that says so, reads that recipe first; this one's keys then win,
 table by table. ``parent = "runs/start"`` makes finished stages of that run count as this run's own, so that many runs
-share one scored corpus, its problems and a warm start.
+share one scored corpus, its problems and a warm start. And how a resolved configuration is written as a recipe again.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -134,3 +136,29 @@ def stage_folder(config: Config, stage: str) -> Path:
             "first, or give the parent's."
         )
     return found[0]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf and nan, as TOML spells them
+    text = json.dumps("none" if value is None else value, ensure_ascii=False)  # else TOML's values are JSON's,
+    return text.replace("\x7f", "\\u007f")  # but TOML knows no surrogate pairs and no raw DEL
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def config_toml(config: Config) -> str:
+    """The resolved configuration as TOML, every key written out; None as the string "none"."""
+    data = config.model_dump(mode="json")
+    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
+    for section, table in data.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n"

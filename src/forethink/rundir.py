@@ -18,10 +18,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import platform
-import re
 import secrets
 import subprocess
 import sys
@@ -35,7 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from forethink.config import Config
-from forethink.recipe import first_difference
+from forethink.recipe import config_toml, first_difference
 from forethink.types import ForethinkError
 
 _PACKAGES = ("forethink", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
@@ -104,32 +102,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:
                 raise ForethinkError(f"{path}: line {number} is not JSON; cut the file before it.") from None
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # inf and nan, as TOML spells them
-    text = json.dumps("none" if value is None else value, ensure_ascii=False)  # else TOML's values are JSON's,
-    return text.replace("\x7f", "\\u007f")  # but TOML knows no surrogate pairs and no raw DEL
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def config_toml(config: Config) -> str:
-    """The resolved configuration as TOML, every key written out; None as the string "none"."""
-    data = config.model_dump(mode="json")
-    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items() if not isinstance(value, dict)]
-    for section, table in data.items():
-        if isinstance(table, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items()]
-    return "\n".join(lines) + "\n"
 
 
 def _git_sha() -> str | None:

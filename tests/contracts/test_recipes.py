@@ -14,8 +14,8 @@ from forethink import cli
 from forethink.config import load_config
 from forethink.demo import RECIPE
 from forethink.questions import TASK, make_task
+from forethink.recipe import config_toml
 from forethink.rewards import load_reward
-from forethink.rundir import config_toml
 from forethink.selectors import load_selector
 from forethink.templates import load_template
 
