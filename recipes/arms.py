@@ -21,9 +21,10 @@ from pathlib import Path
 from forethink.config import Config, load_config
 from forethink.functions import load_function
 from forethink.powerlaw import PARAMETERS
-from forethink.types import ForethinkError
 
-run_all = load_function(f"{Path(__file__).parent / 'family.py'}:run_all")
+common_arguments, plan_and_run = (
+    load_function(f"{Path(__file__).parent / 'family.py'}:{name}") for name in ("common_arguments", "plan_and_run")
+)
 
 
 def plan(
@@ -83,17 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--curve", action="append", default=[], metavar="section.key=value", help="for the fit's evaluations alone"
     )
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="commands side by side, on a GPU that has room"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every command alike")
+    common_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    try:
-        commands = plan(args.recipe, args.corpus, args.held_out, args.seeds, args.overrides, args.curve)
-    except ForethinkError as error:
-        print(f"arms: {error}", file=sys.stderr)
-        return 2
-    return int(run_all(commands, args.jobs))
+    planned = (args.recipe, args.corpus, args.held_out, args.seeds, args.overrides, args.curve)
+    return int(plan_and_run("arms", lambda: plan(*planned), args.jobs))
 
 
 if __name__ == "__main__":

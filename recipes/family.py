@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from forethink import cli
@@ -138,23 +139,33 @@ def _side_by_side(commands: list[list[str]], jobs: int) -> int:
     return failed
 
 
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every script of this folder takes."""
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="commands side by side, on a GPU that has room"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every command alike")
+
+
+def plan_and_run(who: str, make: Callable[[], list[list[str]]], jobs: int) -> int:
+    """Run what ``make`` plans (`run_all`); 2, with one sentence, where it cannot plan."""
+    try:
+        commands = make()
+    except ForethinkError as error:
+        print(f"{who}: {error}", file=sys.stderr)
+        return 2
+    return run_all(commands, jobs)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the plan; the exit code of the command that failed, else 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="holds start.toml and the recipes based on it")
     parser.add_argument("--corpus", required=True, metavar="FILE", help="corpus.path of all recipes")
     parser.add_argument("--held-out", metavar="FILE", help="evaluate on this corpus, not on held-out documents")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="commands side by side, on a GPU that has room"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every command alike")
+    common_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    try:
-        commands = plan(args.folder, args.corpus, args.held_out, args.overrides)
-    except ForethinkError as error:
-        print(f"family: {error}", file=sys.stderr)
-        return 2
-    return run_all(commands, args.jobs)
+    return plan_and_run("family", lambda: plan(args.folder, args.corpus, args.held_out, args.overrides), args.jobs)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from forethink.config import load_config
 from forethink.functions import load_function
-from forethink.types import ForethinkError
 
-run_all = load_function(f"{Path(__file__).parent / 'family.py'}:run_all")
+common_arguments, plan_and_run = (
+    load_function(f"{Path(__file__).parent / 'family.py'}:{name}") for name in ("common_arguments", "plan_and_run")
+)
 
 
 def plan(recipe: Path, starts: list[str], seeds: list[int], overrides: list[str]) -> list[list[str]]:
@@ -40,17 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--starts", nargs="+", default=["base"], metavar="NAME[=DIR]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="commands side by side, on a GPU that has room"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for every command alike")
+    common_arguments(parser)
     args = parser.parse_intermixed_args(arguments)
-    try:
-        commands = plan(args.recipe, args.starts, args.seeds, args.overrides)
-    except ForethinkError as error:
-        print(f"finetune: {error}", file=sys.stderr)
-        return 2
-    return int(run_all(commands, args.jobs))
+    planned = (args.recipe, args.starts, args.seeds, args.overrides)
+    return int(plan_and_run("finetune", lambda: plan(*planned), args.jobs))
 
 
 if __name__ == "__main__":

@@ -156,10 +156,11 @@ def fit(data: Record, *names: str) -> str:
         if names and name not in names:
             continue
         for one in run.get("fit", {}).get("fits", []):
+            which = [name, one["split"], one["axis"], str(one["points"])]
+            r2 = f"{one['r2']:.3f}" if "r2" in one else "–"
             if one["refused"]:
                 why = one["refused"].removeprefix(f"{one['split']} against {one['axis']}: ")
-                r2 = f"{one['r2']:.3f}" if "r2" in one else "–"
-                rows.append([name, one["split"], one["axis"], str(one["points"]), "–", "–", "–", r2, why])
+                rows.append([*which, "–", "–", "–", r2, why])
                 continue
 
             def spread(key: str, scale: float = 1.0, own: Record = one) -> str:
@@ -169,10 +170,7 @@ def fit(data: Record, *names: str) -> str:
 
             hold = one["hold_out"]
             held = "–" if hold is None else f"{percent(hold['predicted'])} for {percent(hold['observed'])}"
-            rows.append(
-                [name, one["split"], one["axis"], str(one["points"]), spread("A"), spread("alpha"),
-                 spread("p_star", 100), f"{one['r2']:.3f}", held]
-            )  # fmt: skip
+            rows.append([*which, spread("A"), spread("alpha"), spread("p_star", 100), r2, held])
     head = [
         "run",
         "split",

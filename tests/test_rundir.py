@@ -48,7 +48,6 @@ def test_write_that_fails_says_so_and_leaves_nothing(tmp_path: Path):
 
 _WORKER = """
 import sys, time
-from pathlib import Path
 from forethink.config import load_config
 from forethink.rundir import RunDir
 run = RunDir(sys.argv[1], "score", load_config(), ("corpus", "score"))

@@ -282,6 +282,7 @@ def make_trainer(
     from forethink.training.scores import next_token_hooks
 
     knobs = config.train
+    hooks = hooks or next_token_hooks(config, model, tokenizer)  # first: what scores by the start copies it as it is
     trainer = ReinforcementTrainer(
         model=with_lora(model, knobs.lora_rank, config.seed) if knobs.lora_rank else model,
         args=settings,
@@ -289,7 +290,7 @@ def make_trainer(
         processing_class=tokenizer,
         problems=problems,
         engine=engine,
-        hooks=hooks or next_token_hooks(config, model, tokenizer),
+        hooks=hooks,
         dynamic_from=knobs.dynamic_sampling_from,
         refill=knobs.refill,
         ntp_weight=knobs.ntp_weight,
