@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from forethink.models import token_bytes
 from forethink.templates import read
+from forethink.templates.designs import OTHER_PROMPTS
 from forethink.training.probe import Candidates
-from forethink.training.thoughts import WORDINGS, restated, thought
+from forethink.training.thoughts import WORDINGS, interleaved, other_prompts, restated, thought
 from forethink.types import Status
 
 TEXT = "Let $x$ be a real number such that $x^2 = 4$.\nThen café {x} is $x = "
@@ -54,3 +55,32 @@ def test_the_box_holds_the_policys_own_choice_and_the_thought_its_candidates(smo
         assert b"".join(table[token] for token in context).endswith(end[0].removesuffix(table[first]))
         assert b" unlikely" not in text  # under a tenth of the first one's probability
         assert written[0].between.encode() + b" or" in text
+
+
+def test_other_prompts_hold_a_piece_of_a_context_and_leave_bare_texts_alone(smollm2_tokenizer) -> None:
+    contexts = [list(range(40_000, 40_080)), list(range(41_000, 41_005))]  # ids that no wording holds
+    prompts = other_prompts(contexts, 3 * len(OTHER_PROMPTS), smollm2_tokenizer, (7,), random.Random(1))
+    for number, prompt in enumerate(prompts):
+        (own,) = [context for context in contexts if set(context) & set(prompt)]
+        piece = [token for token in prompt if token in own]
+        at, begins = prompt.index(piece[0]), own.index(piece[0])
+        assert prompt[at : at + len(piece)] == piece == own[begins : begins + len(piece)]
+        assert min(16, len(own)) <= len(piece) <= 64
+        if OTHER_PROMPTS[number % len(OTHER_PROMPTS)] is None:
+            assert prompt == [7, *piece]
+        else:
+            whole = smollm2_tokenizer.decode(prompt)
+            assert whole.startswith("<|im_start|>") and whole.endswith("<|im_start|>assistant\n")
+    assert prompts == other_prompts(contexts, len(prompts), smollm2_tokenizer, (7,), random.Random(1))
+
+
+@given(st.integers(0, 40), st.integers(0, 60))
+def test_replies_are_spread_evenly_among_the_thoughts(many, few) -> None:
+    few = few if many else 0
+    mixed = list(interleaved([("a", i) for i in range(many)], [("b", i) for i in range(few)]))
+    assert [i for kind, i in mixed if kind == "a"] == list(range(many))
+    assert [i for kind, i in mixed if kind == "b"] == list(range(few))
+    for at in range(len(mixed)):
+        seen = [kind for kind, _ in mixed[: at + 1]]
+        if seen[-1] == "a":
+            assert abs(seen.count("b") * many - (seen.count("a") - 1) * few) <= many

@@ -57,3 +57,17 @@ QUESTION_EXAMPLE = (  # for models that do not box on an instruction alone
     "Question: {{ context }}\nAnswer:"
 )
 QUESTION_PLAIN = f"Question: {QUESTION}\n\nAnswer:"
+
+# Other things one may ask of a policy about a piece of text, for the warm start's replay: None is the bare text, as a
+# language model reads it. The rest are user's messages.
+OTHER_PROMPTS: tuple[str | None, ...] = (
+    None,
+    "{{ context }}",
+    "What is this about?\n\n{{ context }}",
+    "{{ context }}\n\nPut this into plain words, please.",
+    "Say in one sentence what is written here: {{ context }}",
+    "{{ context }}\n\nWhat would you ask about it, and what is the answer?",
+    "Write something of your own that begins like this.\n\n{{ context }}",
+    QUESTION,
+    QUESTION_EXAMPLE,
+)

@@ -8,19 +8,30 @@ arg-max, so nothing is taught about the text that the policy did not know.
 
 Restated words and candidates are the document's and the policy's own token ids, not re-tokenised text: the copy is
 then the same sequence the model has just read.
+
+A policy that is shown this one form alone gives it to every prompt. `other_prompts` are what it can be asked besides;
+its untouched self's replies to them, among the thoughts, say where the form does not belong.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-from forethink.templates import write
+from forethink.templates import Template, write
+from forethink.templates.designs import OTHER_PROMPTS
 from forethink.training.probe import Candidates
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Encode = Callable[[bytes], list[int]]
+T = TypeVar("T")
+REPLAY_TOKENS = 64  # of a replayed reply at most: its beginning says which form it has
+_PIECE = (16, 64)  # tokens of the text that such a prompt asks about, at least and at most
 
 
 @dataclass(frozen=True)
@@ -96,3 +107,40 @@ def thought(
     # The token itself where the box holds it as it is, so that the box repeats what the thought decided on.
     middle = [best] if inner == token_bytes[best] else encode(inner)
     return [*ids, *encode((wording.verdict + " \\boxed{").encode()), *middle, *encode(b"}")]
+
+
+def other_prompts(
+    contexts: Sequence[Sequence[int]],
+    count: int,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Sequence[int],
+    rng: random.Random,
+) -> list[list[int]]:
+    """Token ids of ``count`` prompts that ask for anything but the next token, each about a piece of a context.
+
+    Args:
+        contexts: token ids of documents' beginnings, none empty.
+        tokenizer: the policy's, whose chat template is put around all of them but the bare texts.
+        start: what precedes a bare text (a BOS token, or nothing).
+        rng: chooses contexts and pieces; the wordings follow one another in turn.
+    """
+    wordings = [None if user is None else Template("other", user) for user in OTHER_PROMPTS]
+    made = []
+    for number in range(count):
+        context = rng.choice(contexts)
+        at = rng.randrange(max(1, len(context) - _PIECE[0]))
+        piece = context[at : at + rng.randint(*_PIECE)]
+        wording = wordings[number % len(wordings)]
+        before, after = (start, ()) if wording is None else wording.pieces(tokenizer)
+        made.append([*before, *piece, *after])
+    return made
+
+
+def interleaved(many: Sequence[T], few: Sequence[T]) -> Iterator[T]:
+    """Both in their own order, the second spread evenly among the first."""
+    done = 0
+    for number, one in enumerate(many, 1):
+        yield one
+        due = len(few) * number // len(many)
+        yield from few[done:due]
+        done = due

@@ -156,7 +156,7 @@ class _Stage:
     def examples(self) -> list[Any]:
         """All examples in training order. Each document's contexts share one pass for their candidates."""
         from forethink.training.supervised import Example
-        from forethink.training.thoughts import thought
+        from forethink.training.thoughts import interleaved, thought
 
         rng = random.Random(self.config.seed + 1)
         made = []
@@ -180,7 +180,31 @@ class _Stage:
                 ends = at == len(chosen) or chosen[at].document != problem.document
                 text = (*self.bos, *problem.context_ids) if self.settings.ntp_weight and ends else ()
                 made.append(Example((*prompt, *reply, *end), len(prompt), text if len(text) > 1 else ()))
-        return made
+        return list(interleaved(made, self._replays(chosen, round(self.settings.replay * len(made)))))
+
+    def _replays(self, chosen: Sequence[Problem], count: int) -> list[Any]:
+        """The untouched policy's replies, as it gives them, to prompts that ask for something else."""
+        from forethink.rollout import generate_counted, make_engine
+        from forethink.training.supervised import Example
+        from forethink.training.thoughts import REPLAY_TOKENS, other_prompts
+
+        if not count:
+            return []
+        contexts = [problem.context_ids for problem in chosen]
+        prompts = other_prompts(contexts, count, self.tokenizer, self.bos, random.Random(self.config.seed + 2))
+        rollout = self.config.rollout.model_copy(
+            update={
+                "engine": "transformers", "group": 1, "temperature": 1.0,  # its own distribution
+                "max_tokens": min(self.config.rollout.max_tokens, REPLAY_TOKENS),
+            }
+        )  # fmt: skip
+        engine = make_engine(rollout, self.twin, self.tokenizer, stop=lambda _: False)
+        keys = [f"replay {number}" for number in range(count)]
+        groups, flops = generate_counted(engine, self.cost, prompts, keys, self.config.seed)
+        self.spent["flops/rollout"] += flops
+        replies = [one.token_ids for (one,) in groups]
+        self.spent["tokens/generated"] += sum(map(len, replies))
+        return [Example((*prompt, *reply), len(prompt)) for prompt, reply in zip(prompts, replies, strict=True)]
 
     def train(self, examples: list[Any]) -> dict[str, Any]:
         """Supervised training to the end of the examples, the minutes, or until the probes level off."""
