@@ -3,7 +3,8 @@
     python recipes/family.py recipes/family --corpus FILE [--held-out FILE] [--jobs N] [section.key=value …]
 
 ``start.toml`` of the folder is scored, made problems of and warmed up once; the other recipes name its run as their
-``parent``, and train and are evaluated one after the other. Stopped, it goes on where it was by the same command.
+``parent``, and train and are evaluated one after the other. Where ``train.start`` names a model or an adapter, all
+train from that and nothing is warmed up. Stopped, it goes on where it was by the same command.
 Everything lies below the runs that the recipes name; the table is ``compare.md`` and ``compare.json`` beside them.
 """
 
@@ -35,13 +36,19 @@ def plan(folder: Path, corpus: str, held_out: str | None, overrides: list[str]) 
 
     def evaluate(recipe: Path, name: str, model: str | None) -> list[str]:
         place = ["--corpus", held_out] if held_out is not None else [source]
-        checkpoint = [] if model is None else ["--checkpoint", f"{runs[recipe]}/{model}/model"]
+        checkpoint = [] if model is None else ["--checkpoint", model]
         return ["eval", "--config", str(recipe), "--name", name, *checkpoint, *place, *overrides]
 
     commands = [stage(name, start) for name in ("score", "problems")]
-    commands += [evaluate(start, "before", None), stage("warmup", start), evaluate(start, "eval", "warmup")]
+    named = load_config(start, overrides).train.start
+    commands += [evaluate(start, "before", None), *([] if named else [stage("warmup", start)])]
+    commands.append(evaluate(start, "eval", named or f"{runs[start]}/warmup/model"))
     for recipe in members:
-        commands += [stage("problems", recipe), stage("train", recipe), evaluate(recipe, "eval", "train")]
+        commands += [
+            stage("problems", recipe),
+            stage("train", recipe),
+            evaluate(recipe, "eval", f"{runs[recipe]}/train/model"),
+        ]
     beside = Path(runs[start]).parent
     commands.append(
         ["compare", runs[start], f"{runs[start]}/before", *(runs[recipe] for recipe in members), "--name", "eval",
@@ -55,7 +62,8 @@ def _without_absent_model(command: list[str]) -> list[str]:
     if "--checkpoint" not in command:
         return command
     at = command.index("--checkpoint")
-    return command if Path(command[at + 1]).is_dir() else command[:at] + command[at + 2 :]
+    absent = command[at + 1].endswith("/warmup/model") and not Path(command[at + 1]).is_dir()
+    return command[:at] + command[at + 2 :] if absent else command
 
 
 def _reads(command: list[str]) -> tuple[str, set[str], set[str]]:

@@ -151,6 +151,15 @@ def test_evaluations_on_a_corpus_of_their_own_share_its_scores() -> None:
     assert sum(command[0] == "train" for command in commands) == 8
 
 
+def test_members_train_from_a_start_that_is_named() -> None:
+    plan, needs = (load_function(f"{RECIPES / 'family.py'}:{name}") for name in ("plan", "needs"))
+    commands = plan(RECIPES / "family_wikitext", "a.txt", None, ["train.start=results/adapters/warm"])
+    members = ["problems", "train", "eval"]
+    assert [command[0] for command in commands] == ["score", "problems", "eval", "eval", *members * 2, "compare"]
+    assert commands[3][commands[3].index("--checkpoint") + 1] == "results/adapters/warm"
+    assert needs(commands)[5] == {1, 4}  # the start's problems, or the member's own
+
+
 def test_side_by_side_a_command_waits_for_what_it_reads() -> None:
     arms, family, needs = (
         load_function(f"{RECIPES / name}") for name in ("arms.py:plan", "family.py:plan", "family.py:needs")
