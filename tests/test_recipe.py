@@ -104,6 +104,20 @@ def test_a_runs_own_stage_goes_before_the_parents(parent: Path) -> None:
     assert stage_folder(config, "score") == child / "score"  # neither has it
 
 
+def test_a_parent_made_by_an_earlier_version_is_taken(parent: Path) -> None:
+    state = parent / "warmup" / "run.json"
+    text = state.read_text()
+    record = json.loads(text)
+    del record["settings"]["warmup"]["replay"]  # a key of later
+    try:
+        state.write_text(json.dumps(record))
+        child = parent.parent / "later"
+        assert inherited(train_settings(child, f"parent={parent}"), "warmup") == parent / "warmup"
+        assert inherited(train_settings(child, f"parent={parent}", "warmup.replay=0.5"), "warmup") is None
+    finally:
+        state.write_text(text)
+
+
 def test_what_the_parent_made_otherwise_is_not_taken(parent: Path) -> None:
     child = parent.parent / "other"
     config = train_settings(child, f"parent={parent}", "problems.selector=random")

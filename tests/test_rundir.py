@@ -162,6 +162,22 @@ def test_folder_of_another_configuration_is_refused(tmp_path: Path):
     _run(tmp_path / "run", "train.steps=3", inputs={"moved/a": "00", "moved/b": "11"})
 
 
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path):
+    """A key that its version did not know counts as its default; another value of it is another configuration."""
+    run = _run(tmp_path / "run")
+    run.append("metrics", [{"step": 0}])
+    record = _record(run.path)
+    del record["settings"]["score"]["top_k"]
+    (run.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ForethinkError, match=r"score\.top_k was 16, now 8"):
+        _run(tmp_path / "run", "score.top_k=8")
+    _run(tmp_path / "run")
+    record["settings"]["score"]["gone"] = 1  # a key that is no more may have mattered
+    (run.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ForethinkError, match=r"score\.gone was 1, now None"):
+        _run(tmp_path / "run")
+
+
 def test_run_that_made_nothing_yet_may_be_changed(tmp_path: Path):
     """A user who is told to lower a threshold must not be sent away from the folder of the failed attempt."""
     run = _run(tmp_path / "run", "score.window=512")

@@ -87,6 +87,15 @@ def first_difference(old: Any, new: Any, at: str = "") -> str:
     return f"{at} was {old!r}, now {new!r}"
 
 
+def completed(settings: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """An earlier run's settings, with keys that its version did not know at their defaults, which change nothing."""
+    defaults = type(config)().model_dump(mode="json")
+    return {
+        key: {**defaults[key], **value} if isinstance(value, dict) and isinstance(defaults.get(key), dict) else value
+        for key, value in settings.items()
+    }
+
+
 def _of_parent(config: Config, stage: str) -> tuple[Path, str | None] | None:
     """The parent's folder of a stage that this run has not begun, and in what it differs from this configuration."""
     if config.parent is None or (Path(config.run) / stage).exists():
@@ -98,9 +107,10 @@ def _of_parent(config: Config, stage: str) -> tuple[Path, str | None] | None:
         return None
     try:
         record = json.loads(state.read_text(encoding="utf-8"))
-        settings = {key: value for key, value in record["settings"].items() if key not in ("stage", "seed")}
+        made = completed(record["settings"], config)
+        settings = {key: value for key, value in made.items() if key not in ("stage", "seed")}
         done = record["status"] == "done"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ForethinkError(f"{state}: cannot be read ({error!r}); make this stage again.") from None
     if not done:
         raise ForethinkError(f"{state.parent}: not finished; finish it by its own recipe first.")

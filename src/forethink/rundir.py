@@ -33,7 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from forethink.config import Config
-from forethink.recipe import config_toml, first_difference
+from forethink.recipe import completed, config_toml, first_difference
 from forethink.types import ForethinkError
 
 _PACKAGES = ("forethink", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
@@ -206,9 +206,10 @@ class RunDir:
             return  # it ended before it made anything: there is nothing to mix up, so the configuration may change
         for part in ("settings", "inputs"):
             # Inputs are compared by content: a moved or renamed file is still the same input.
-            ours, theirs = self.record[part], old.get(part)
-            same = ours == theirs if part == "settings" else sorted(ours.values()) == sorted((theirs or {}).values())
-            if not same:
+            ours, theirs = self.record[part], old.get(part) or {}
+            if part == "settings":
+                theirs = completed(theirs, self.config)
+            if ours != theirs if part == "settings" else sorted(ours.values()) != sorted(theirs.values()):
                 changed = first_difference(theirs, ours)
                 raise ForethinkError(
                     f"{self.path}: belongs to another configuration ({part}: {changed}); choose another folder with "
