@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -72,6 +73,15 @@ def test_other_prompts_hold_a_piece_of_a_context_and_leave_bare_texts_alone(smol
             whole = smollm2_tokenizer.decode(prompt)
             assert whole.startswith("<|im_start|>") and whole.endswith("<|im_start|>assistant\n")
     assert prompts == other_prompts(contexts, len(prompts), smollm2_tokenizer, (7,), random.Random(1))
+
+
+def test_other_prompts_are_plain_texts_where_there_is_no_chat_template(smollm2_tokenizer) -> None:
+    bare = copy.copy(smollm2_tokenizer)
+    bare.chat_template = None
+    piece = smollm2_tokenizer(" a quick brown fox jumps over the lazy dog")["input_ids"]
+    texts = {bare.decode(prompt) for prompt in other_prompts([piece], len(OTHER_PROMPTS), bare, (), random.Random(0))}
+    text = bare.decode(piece)
+    assert texts == {(user or "{{ context }}").replace("{{ context }}", text) for user in OTHER_PROMPTS}
 
 
 @given(st.integers(0, 40), st.integers(0, 60))

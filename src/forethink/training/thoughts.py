@@ -124,7 +124,7 @@ def other_prompts(
         start: what precedes a bare text (a BOS token, or nothing).
         rng: chooses contexts and pieces; the wordings follow one another in turn.
     """
-    wordings = [None if user is None else Template("other", user) for user in OTHER_PROMPTS]
+    wordings = [None if user is None else Template("other", user, plain=user) for user in OTHER_PROMPTS]
     made = []
     for number in range(count):
         context = rng.choice(contexts)
