@@ -29,7 +29,8 @@ def plan(folder: Path, corpus: str, held_out: str | None, overrides: list[str]) 
     start = folder / "start.toml"
     members = sorted(path for path in folder.glob("*.toml") if path != start)
     source = f"corpus.path={json.dumps(corpus, ensure_ascii=False)}"
-    runs = {recipe: load_config(recipe, overrides).run for recipe in (start, *members)}
+    configs = {recipe: load_config(recipe, overrides) for recipe in (start, *members)}
+    runs = {recipe: config.run for recipe, config in configs.items()}
 
     def stage(name: str, recipe: Path) -> list[str]:
         return [name, "--config", str(recipe), source, *overrides]
@@ -40,7 +41,7 @@ def plan(folder: Path, corpus: str, held_out: str | None, overrides: list[str]) 
         return ["eval", "--config", str(recipe), "--name", name, *checkpoint, *place, *overrides]
 
     commands = [stage(name, start) for name in ("score", "problems")]
-    named = load_config(start, overrides).train.start
+    named = configs[start].train.start
     commands += [evaluate(start, "before", None), *([] if named else [stage("warmup", start)])]
     commands.append(evaluate(start, "eval", named or f"{runs[start]}/warmup/model"))
     for recipe in members:

@@ -121,7 +121,7 @@ class Warmup(_Section):
     candidates: int = Field(default=2, ge=1)  # hypotheses listed in a thought
     lora_rank: int = Field(default=16, ge=0)  # 0: full weights
     ntp_weight: float = Field(default=0.0, ge=0)  # λ of λ·NTP on the contexts, against forgetting
-    replay: float = Field(default=0.0, ge=0)  # replies of the untouched policy to other prompts, a thought; the same
+    replay: float = Field(default=0.0, ge=0)  # the untouched policy's replies to other prompts, per thought
     probe_every: int = Field(default=100, ge=1)  # steps between probes on held-out positions
     probe_positions: int = Field(default=64, ge=1)
     minutes: float | None = None  # stop after this wall time

@@ -204,12 +204,14 @@ class RunDir:
             raise ForethinkError(f"{old_path}: cannot be read ({error}); choose another folder with run=….") from None
         if old.get("status") != "done" and self._contents() <= {"run.json", "config.toml", "dropped.json"}:
             return  # it ended before it made anything: there is nothing to mix up, so the configuration may change
-        for part in ("settings", "inputs"):
-            # Inputs are compared by content: a moved or renamed file is still the same input.
-            ours, theirs = self.record[part], old.get(part) or {}
-            if part == "settings":
-                theirs = completed(theirs, self.config)
-            if ours != theirs if part == "settings" else sorted(ours.values()) != sorted(theirs.values()):
+        known, made_of = completed(old.get("settings") or {}, self.config), old.get("inputs") or {}
+        settings, inputs = self.record["settings"], self.record["inputs"]
+        # Inputs are compared by content: a moved or renamed file is still the same input.
+        alike = sorted(inputs.values()) == sorted(made_of.values())
+        for part, ours, theirs, same in (
+            ("settings", settings, known, settings == known), ("inputs", inputs, made_of, alike)
+        ):  # fmt: skip
+            if not same:
                 changed = first_difference(theirs, ours)
                 raise ForethinkError(
                     f"{self.path}: belongs to another configuration ({part}: {changed}); choose another folder with "
