@@ -183,6 +183,16 @@ def test_side_by_side_a_command_waits_for_what_it_reads() -> None:
             assert wait == {1, 3, number - 1}
 
 
+def test_side_by_side_commands_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = load_function(f"{RECIPES / 'family.py'}:environment")
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [environment(jobs)["OMP_NUM_THREADS"] for jobs in (2, 6, 32)] == ["8", "2", "1"]
+    assert environment(2)["PATH"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert environment(2)["OMP_NUM_THREADS"] == "3"
+
+
 def test_commands_run_side_by_side(home: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     place = home / "jobs"
     place.mkdir()
