@@ -37,14 +37,14 @@ def read(path: Path) -> Record:
 
 
 def cutter(root: Path) -> Callable[[str], str]:
-    """A function that cuts absolute paths inside a text: relative below ``root``, else the last name."""
+    """A function that cuts paths that are absolute or lead upwards: relative below ``root``, else the last name."""
 
     def short(match: re.Match[str]) -> str:
         path = match[0].rstrip("/")
         base = str(root.resolve())
         return path[len(base) + 1 :] if path.startswith(base + "/") else path.rpartition("/")[2]
 
-    return lambda text: re.sub(r"(?<![\w:./~])~?/(?:[^\s'\"=,:;]+)", short, text)
+    return lambda text: re.sub(r"(?<![\w:./~])(?:~?/|(?:\.\./)+)(?:[^\s'\"=,:;]+)", short, text)
 
 
 def clean(value: Any, cut: Callable[[str], str]) -> Any:

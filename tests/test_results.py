@@ -69,6 +69,10 @@ def test_paths_are_cut() -> None:
     assert cut("run=/home/me/work/runs/a seed=1") == "run=runs/a seed=1"
     assert cut("--corpus /data/big/notes.jsonl") == "--corpus notes.jsonl"
     assert cut("'/data/my notes.jsonl'") == "'my notes.jsonl'"
+    assert (
+        cut("--corpus ../../data/notes.jsonl --config recipes/a.toml")
+        == "--corpus notes.jsonl --config recipes/a.toml"
+    )
     assert cut("owner/name and runs/a/b, 1/2, https://a.b/c/d") == "owner/name and runs/a/b, 1/2, https://a.b/c/d"
 
 
