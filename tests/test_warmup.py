@@ -33,7 +33,7 @@ def test_replies_of_the_untouched_policy_stand_among_the_thoughts(home, smollm2_
 
     config = train_settings(home / "run")
     rollout = config.rollout.model_copy(update={"group": 1, "temperature": 1.0})
-    policy = load_model(config.model.name, dtype="float32", device="cpu")
+    policy = load_model(config.model.name, dtype=config.model.dtype, device=config.model.device)
     engine = make_engine(rollout, policy, smollm2_tokenizer, stop=lambda _: False)
     names = [f"replay {number}" for number in range(len(replies))]
     own = engine.generate([example.ids[: example.start] for example in replies], names, config.seed)
