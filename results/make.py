@@ -12,64 +12,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-Record = dict[str, Any]
+from cells import NOT_YET, Record, grid, number, percent, picked, seed_of, share
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
-NOT_YET = "*not yet run*"
 _BLOCK = re.compile(r"(<!-- table (?P<spec>.+?) -->\n)(?P<body>.*?)(?P<end>^<!-- end -->$)", re.M | re.S)
-
-
-def percent(value: float | None, interval: Sequence[float] | None = None, sign: str = "") -> str:
-    """A share in per cent with one decimal, its interval in brackets."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:{sign}.1f}"
-    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} … {100 * interval[1]:{sign}.1f})"
-
-
-def share(cell: Record | None) -> str:
-    """A share as evaluations store it: Wilson's interval where there is one, else the bootstrap's."""
-    return "–" if cell is None else percent(cell["value"], cell.get("wilson") or cell.get("bootstrap"))
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"
-
-
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, or NOT_YET without rows."""
-    body = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in [list(head), ["---"] * len(head), *body]]
-    return "\n".join(lines) if body else NOT_YET
-
-
-def seed_of(run: Record, record: Record) -> str:
-    """The seed that the evaluated model was trained with: that of the stage whose folder its name lies in."""
-    model = record.get("model") or {}
-    name = f"/{model.get('adapter') or model.get('name')}/"
-    seeds = [str(s["seed"]) for s in run["stages"] if f"/{s['folder']}/" in name]
-    return seeds[-1] if seeds else "–"
-
-
-def picked(data: Record, part: str, arms: Sequence[str]) -> list[tuple[str, Record, str, Record | None]]:
-    """(label, run, folder, record) of the evaluations named, or of all; None for one that is not there."""
-    if not arms:
-        return [
-            (f"{name}/{folder}", run, folder, record)
-            for name, run in data["runs"].items()
-            for folder, record in run.get(part, {}).items()
-        ]
-    found = []
-    for arm in arms:
-        label, _, place = arm.rpartition("=")
-        name, _, folder = place.partition("/")
-        run = data["runs"].get(name, {"stages": []})
-        found.append((label or place, run, folder, run.get(part, {}).get(folder)))
-    return found
 
 
 def accuracy(data: Record, *arms: str) -> str:
@@ -258,15 +208,51 @@ def family(data: Record, *names: str) -> str:
     return grid(["run", "reward, selector", "FLOPs", "reasoning, %", "less the baseline, points"], rows)
 
 
+def _patterns(data: Record, names: Sequence[str]) -> list[tuple[str, Record]]:
+    """(run, what `forethink patterns` found) of the runs named, or of all."""
+    return [
+        (name, run["patterns"])
+        for name, run in data["runs"].items()
+        if "patterns" in run and (not names or name in names)
+    ]
+
+
+def patterns(data: Record, *names: str) -> str:
+    """The share of responses that show a reasoning pattern, by keyword."""
+    found = [found for _, found in _patterns(data, names)]
+    groups = list(found[0]["keywords"]) if found else []
+    rows = [
+        [Path(row["source"]).parent.name, number(row["responses"]), *(share(row["groups"][one]) for one in groups)]
+        for one in found
+        for row in one["rows"]
+    ]
+    return grid(["responses of", "n", *(f"{one}, %" for one in groups)], rows)
+
+
+def diversity(data: Record, *names: str) -> str:
+    """Thoughts over the steps of a training: do they become all the same?"""
+    rows = []
+    for name, found in _patterns(data, names):
+        windows = [one for watched in found["watch"] for one in watched["windows"]]
+        for one in windows:
+            if not one["to"]:  # an evaluation
+                continue
+            grams = " ".join(percent(one["distinct"][n]) for n in "123")
+            rows.append(
+                [name, f"{one['from']}–{one['to']}", number(one["thoughts"]), number(one["characters"]), grams,
+                 percent(one["distinct_thoughts"]), number(one["compression"], 1)]
+            )  # fmt: skip
+    head = ["run", "steps", "thoughts", "characters", "distinct 1-, 2-, 3-grams, %", "distinct thoughts, %"]
+    return grid([*head, "bytes a compressed byte"], rows)
+
+
 def note(data: Record) -> str:
     """The sentence given to collect.py."""
     return data["note"] or NOT_YET
 
 
-KINDS: dict[str, Callable[..., str]] = {
-    one.__name__: one
-    for one in (accuracy, differences, cost, commands, fit, tasks, categories, questions, family, note)
-}
+_KINDS = [accuracy, differences, cost, commands, fit, tasks, categories, questions, family, patterns, diversity, note]
+KINDS: dict[str, Callable[..., str]] = {one.__name__: one for one in _KINDS}
 
 
 def render(spec: str, folder: Path) -> str:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forethink import cli
 from forethink.config import load_config
 from forethink.models import load_model
 from forethink.rundir import RunDir
@@ -159,6 +161,29 @@ def test_a_table_shows_several_summaries(summary: Path, tmp_path: Path) -> None:
     (tmp_path / "three.json").write_text(summary.read_text())
     with pytest.raises(SystemExit, match="two summaries have a run of one name"):
         make.render("accuracy one+three", tmp_path)
+
+
+def test_tables_of_patterns(summary: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "small"
+    shutil.copytree(summary.parent / "runs" / "small", run)
+    records = [json.loads(line) for line in (run / "after" / "samples.jsonl").read_text().splitlines()]
+    said = [
+        one | {"step": i + 1, "text": "Wait, either way it flies. " + one["text"]} for i, one in enumerate(records)
+    ]
+    (run / "train" / "samples.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
+    assert cli.main(["patterns", str(run / "after"), str(run / "train"), "--out", str(run / "patterns.json")]) == 0
+    subprocess.run(
+        [sys.executable, COLLECT, "small", str(run), "--out", str(tmp_path)], check=True, capture_output=True
+    )
+    table = make.render("patterns small", tmp_path).splitlines()
+    assert table[0].startswith("| responses of | n | transition, % | reflection, % |")
+    assert table[2].startswith(f"| after | {len(records)} | 0.0 (0.0 … ") and table[3].count("| 100.0 (") == 2
+    grown = [row.split(" | ") for row in make.render("diversity small", tmp_path).splitlines()[2:]]
+    assert {row[0] for row in grown} == {"| small"} and sum(int(row[2]) for row in grown) == len(records)
+    assert grown[0][1].startswith("1–") and all(float(row[5]) <= 100 for row in grown)
+    assert (
+        make.render("patterns small other", tmp_path) == make.render("diversity small other", tmp_path) == make.NOT_YET
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(set(make.KINDS) - {"accuracy", "differences", "cost", "commands", "note"}))
