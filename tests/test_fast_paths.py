@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
+import torch
 
 import reference_grpo as reference
 from forethink.packing import pack
@@ -14,24 +16,34 @@ from forethink.templates import load_template
 from forethink.training.groups import Scored
 from trainers import make_problems, trainer_of
 
+
+def made() -> int:
+    """Graphs compiled in this process so far."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
 LONG = b"I think that it goes on and on and on, and then a little further, and then on again until the end of it all"
 
 
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(("padded", "compiled"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gemma"])
-def test_the_update_has_the_plain_gradient(kind, padded, tmp_path, request, smollm2_tokenizer) -> None:
-    """Prompts of nested positions; completions of one length, or of four."""
+def test_the_update_has_the_plain_gradient(kind, padded, compiled, tmp_path, request, smollm2_tokenizer) -> None:
+    """Prompts of nested positions; completions of one length, or of four; layers as they are, or compiled."""
     model = request.getfixturevalue(kind)
     problems = make_problems(smollm2_tokenizer, documents=2)[3:7]
     told = [bytes([65 + i]) + b" " + (LONG[: 12 + 25 * i] if padded else LONG) for i in range(4)]  # cut at 20 tokens
     engine = ScriptedEngine({p.id: told for p in problems}, smollm2_tokenizer, group=4, max_tokens=20)
     trainer, watch = trainer_of(tmp_path, model, smollm2_tokenizer, problems, engine, "train.micro_batch=2",
-                                "train.dynamic_sampling_from=none")  # fmt: skip
+                                "train.dynamic_sampling_from=none", f"model.compile={compiled}".lower())  # fmt: skip
+    before = made()
     rewards = [0.0, 1.0, 1.0, 3.0]
     trainer.hooks = trainer.hooks._replace(score=lambda replies: ([Scored(list(rewards)) for _ in replies], 0))
     seen: list = []
     trainer.on_groups = lambda step, groups: seen.extend(groups)
-    trainer.train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*layers are not compiled")
+        trainer.train()
+    assert (made() > before) == compiled
     lengths = {len(c.token_ids) for group in seen for c in group.completions}
     assert len(lengths) == (4 if padded else 1)
     assert trainer.packer.tiled  # the fastest path, not a fallback

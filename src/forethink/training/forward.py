@@ -2,6 +2,9 @@
 
 DistributedDataParallel and FSDP do their work when the wrapped module is *called*. So the packed pass is made
 reachable as a keyword of the model's own ``forward`` (`install`), and is called through the wrapper (`packed`).
+
+Between the products of a decoder layer lie some forty small operations, each of which reads and writes all tokens'
+states. `torch.compile` joins them (`CompiledLayers`); the attention along a tree stays as it is.
 """
 
 from __future__ import annotations
@@ -9,20 +12,111 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from forethink.packing import Pack, check_packing, forward_pack, pack, spare_pairs
+from forethink.types import first_line
+
+PAYS_FROM = 20  # steps of a training, from which they save what compiling takes (half a minute to a minute)
+SMALL = 10_000_000  # parameters of a model so small that its steps take no time to speak of
+ALIKE = {torch.float32: (1e-3, 0.9999), torch.bfloat16: (0.5, 0.99)}  # log-probabilities' error, gradients' cosine
 
 
-def install(model: PreTrainedModel) -> None:
+def compiles(asked: Literal["auto"] | bool, model: torch.nn.Module, steps: int) -> bool:
+    """What ``model.compile`` means for a training of so many steps."""
+    if asked != "auto":
+        return asked
+    parameters = list(model.parameters())
+    large = sum(parameter.numel() for parameter in parameters) >= SMALL
+    return parameters[0].device.type == "cpu" and large and steps >= PAYS_FROM
+
+
+class CompiledLayers:
+    """A model's decoder layers, compiled for passes with a gradient. Nothing else sees them compiled.
+
+    The first pack is run both ways. Where compiling fails (no C++ compiler), or the two differ by more than rounding,
+    a warning says so and the layers stay as they are.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not next(model.get_input_embeddings().parameters()).requires_grad:
+            layers = layers[1:]  # its input has no gradient, the others' has: it would be compiled for itself
+        # Any number of tokens from the start, else the second length compiles anew. All layers share the result.
+        self.forwards = [(layer, torch.compile(layer.forward, dynamic=True)) for layer in layers]
+        self.checked = False
+
+    @contextlib.contextmanager
+    def use(self, pack: Pack, temperature: float) -> Iterator[None]:
+        """Compiled layers inside the ``with`` block, where a gradient is wanted; the first pack checks them."""
+        if not torch.is_grad_enabled():
+            yield
+            return
+        if not self.checked:
+            self.checked = True
+            trouble = self._trouble(pack, temperature)
+            if trouble is not None:
+                self.forwards = []
+                warnings.warn(
+                    f"{type(self.model).__name__}'s layers are not compiled ({trouble}); training is slower and "
+                    "equally right. model.compile=false leaves out the attempt.",
+                    stacklevel=2,
+                )
+        with self._compiled():
+            yield
+
+    @contextlib.contextmanager
+    def _compiled(self) -> Iterator[None]:
+        before = [layer.__dict__.get("forward") for layer, _ in self.forwards]
+        for layer, forward in self.forwards:
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for (layer, _), own in zip(self.forwards, before, strict=True):
+                if own is None:
+                    del layer.forward
+                else:
+                    layer.forward = own
+
+    def _trouble(self, pack: Pack, temperature: float) -> str | None:
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # The first layers' gradients have come through all others; the embedding's is left out for its size.
+        first = sorted(trained[:16], key=torch.numel)[:8]
+
+        def run() -> tuple[Tensor, Tensor]:
+            logprobs, _ = forward_pack(self.model, pack, temperature)
+            gradients = torch.autograd.grad(logprobs.sum(), first, allow_unused=True)
+            return logprobs.detach(), torch.cat([g.float().flatten() for g in gradients if g is not None])
+
+        logprobs, gradient = run()
+        try:
+            with self._compiled():
+                found, slope = run()
+        except Exception as error:  # whatever a compiler may raise, which is many kinds
+            return first_line(error)
+        worst = float((found - logprobs).abs().max())
+        cosine = float(torch.nn.functional.cosine_similarity(slope.double(), gradient.double(), dim=0))
+        autocast = torch.is_autocast_enabled(self.model.device.type)
+        most, least = ALIKE[torch.bfloat16 if autocast or self.model.dtype == torch.bfloat16 else torch.float32]
+        if worst <= most and cosine >= least:
+            return None
+        return f"its log-probabilities differ by {worst:.2g}, its gradients' cosine is {cosine:.4f}"
+
+
+def install(model: PreTrainedModel, compiled: bool = False) -> None:
     """Let ``model(packs=[…], temperatures=[…])`` return log-probabilities and entropies, each [sum of M], fp32."""
     plain = model.forward
+    layers = CompiledLayers(model) if compiled else None
 
     @functools.wraps(type(model).forward)
     def forward(
@@ -34,7 +128,8 @@ def install(model: PreTrainedModel) -> None:
     ) -> Any:
         if packs is None:
             return plain(*args, **kwargs)
-        pieces = [forward_pack(self, one, temperature) for one, temperature in zip(packs, temperatures, strict=True)]
+        with layers.use(packs[0], temperatures[0]) if layers and packs else contextlib.nullcontext():
+            pieces = [forward_pack(self, one, t) for one, t in zip(packs, temperatures, strict=True)]
         return torch.cat([logprobs for logprobs, _ in pieces]), torch.cat([entropies for _, entropies in pieces])
 
     model.forward = types.MethodType(forward, model)

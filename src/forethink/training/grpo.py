@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from forethink.flops import Flops
 from forethink.rollout import Engine, check_version, generate_counted
 from forethink.rundir import write_atomic
 from forethink.training.checkpoints import SPENT, mark_complete
-from forethink.training.forward import Packer, inference_weights, install, packed
+from forethink.training.forward import Packer, compiles, inference_weights, install, packed
 from forethink.training.groups import Group, Hooks, Replies, Task, advantages, collate, figures, idle_group, pooled
 from forethink.types import ForethinkError, Problem
 
@@ -52,6 +52,7 @@ class ReinforcementTrainer(GRPOTrainer):
         refill: at most this many extra batches of problems a step.
         ntp_weight: λ of λ·NTP, the mean −log p over the context tokens that are no problem's target (RMT, 2509.24375).
         bos: ids that a plain document begins with.
+        compile: see `forward.compiles`.
         on_groups: called with the number of the update (from 1) and every group sampled for it, kept or not.
     """
 
@@ -65,12 +66,13 @@ class ReinforcementTrainer(GRPOTrainer):
         refill: int = 0,
         ntp_weight: float = 0.0,
         bos: Sequence[int] = (),
+        compile: Literal["auto"] | bool = False,
         on_groups: Callable[[int, list[Group]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, reward_funcs=[_rewarded_elsewhere], **kwargs)
         base: PreTrainedModel = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        install(base)
+        install(base, compiles(compile, base, self.args.max_steps))
         self.packer = Packer(base)
         self.problems, self.engine = problems, engine
         self.hooks = hooks

@@ -282,7 +282,7 @@ def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str 
     most = window if model.device.type == "cpu" else max(window, PASS_TOKENS)
     trainer = NextTokenTrainer(
         model=trained, args=arguments, train_dataset=steps, unit=knobs.budget, amount=amount,
-        schedule=knobs.schedule, most=most, models=knobs.keep,
+        schedule=knobs.schedule, most=most, models=knobs.keep, compile=config.model.compile,
     )  # fmt: skip
     trainer.add_callback(Keep(trainer, tokenizer, run.path, trainer.due))
     log = _Log(run, trainer)

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from forethink.flops import Flops
 from forethink.rundir import RunDir, write_atomic
 from forethink.spent import totals
 from forethink.training.checkpoints import SPENT, mark_complete, newest_checkpoint, save_model, with_lora
-from forethink.training.forward import Packer, base_of, install, packed
+from forethink.training.forward import Packer, base_of, compiles, install, packed
 from forethink.types import ForethinkError
 
 
@@ -73,13 +73,21 @@ class SupervisedTrainer(Trainer):
     Args:
         spent: where tokens, FLOPs and seconds are counted, cumulative; a new counter where absent.
         ntp_weight: λ of λ·NTP on the examples' texts.
+        compile: see `forward.compiles`.
     """
 
-    def __init__(self, *args: Any, spent: Counter[str] | None = None, ntp_weight: float = 0.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        spent: Counter[str] | None = None,
+        ntp_weight: float = 0.0,
+        compile: Literal["auto"] | bool = False,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("data_collator", list)
         super().__init__(*args, **kwargs)
         base = base_of(cast(torch.nn.Module, self.model))
-        install(base)
+        install(base, compiles(compile, base, self.args.max_steps))
         self.packer = Packer(base)
         self.spent: Counter[str] = Counter() if spent is None else spent
         self.ntp_weight = ntp_weight
@@ -188,6 +196,7 @@ def supervise(
     save_every: int = 50,
     stop: Callable[[int, float], bool] | None = None,
     spent: Counter[str] | None = None,
+    compile: Literal["auto"] | bool = False,
 ) -> dict[str, Any]:
     """Train on the examples once and write ``<run>/model``; see `train_to_end`.
 
@@ -231,8 +240,9 @@ def supervise(
     )
     trained = with_lora(model, lora_rank, seed=seed) if lora_rank else model
     trainer = SupervisedTrainer(
-        model=trained, args=arguments, train_dataset=Examples(examples), spent=spent, ntp_weight=ntp_weight
-    )
+        model=trained, args=arguments, train_dataset=Examples(examples), spent=spent, ntp_weight=ntp_weight,
+        compile=compile,
+    )  # fmt: skip
     log = Log(run, trainer, stop)
     done = train_to_end(trainer, log, tokenizer, run)
     return {"steps": done, "examples": done * micro_batch * accumulation * processes, "loss": log.loss}

@@ -266,7 +266,7 @@ def make_trainer(
     Args:
         config: the resolved configuration.
         problems: the training split.
-        order: indices of problems in training order, a whole number of steps (see `settings.training_order`).
+        order: indices of problems in training order, a whole number of steps (`settings.training_order`).
         settings: TRL's configuration, from `settings.grpo_settings`.
         tokenizer: the policy's.
         model: fp32 master weights, changed in place; with LoRA adapters already where training goes on with them.
@@ -288,13 +288,8 @@ def make_trainer(
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": [""] * len(order), "index": order}),
         processing_class=tokenizer,
-        problems=problems,
-        engine=engine,
-        hooks=hooks,
-        dynamic_from=knobs.dynamic_sampling_from,
-        refill=knobs.refill,
-        ntp_weight=knobs.ntp_weight,
-        bos=document_start(tokenizer),
-    )
+        problems=problems, engine=engine, hooks=hooks, bos=document_start(tokenizer), compile=config.model.compile,
+        dynamic_from=knobs.dynamic_sampling_from, refill=knobs.refill, ntp_weight=knobs.ntp_weight,
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)  # its dictionaries give way to Progress
     return trainer

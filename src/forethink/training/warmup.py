@@ -230,4 +230,5 @@ class _Stage:
             learning_rate=self.settings.learning_rate, batch=self.settings.batch,
             micro_batch=self.settings.micro_batch, seed=self.config.seed, lora_rank=self.settings.lora_rank,
             ntp_weight=self.settings.ntp_weight, stop=look, spent=self.spent,
+            compile=self.config.model.compile,
         )  # fmt: skip
