@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from forethink import head, tree_attention
 from forethink.packing import check_packing, forward_pack, pack, sequence_logprobs
-from forethink.training.forward import Packer, batched, install, packed
+from forethink.training.forward import PAYS_FROM, Packer, batched, compiles, install, packed
 
 
 def _batch() -> tuple[list[list[int]], list[int]]:
@@ -235,3 +235,11 @@ def test_without_a_compiler_the_layers_stay_as_they_are(tiny_llama, tmp_path, mo
     expected, _ = packed(plain, packs, len(sequences))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
     assert found[0].requires_grad
+
+
+def test_layers_are_compiled_where_that_pays() -> None:
+    large, small = torch.nn.Linear(4096, 4096), torch.nn.Linear(64, 64)
+    assert compiles("auto", large, PAYS_FROM) and not compiles("auto", large, PAYS_FROM - 1)
+    assert not compiles("auto", small, 1000)
+    assert not compiles("auto", large.to("meta"), 1000)  # no CPU
+    assert compiles(True, small, 1) and not compiles(False, large, 1000)
