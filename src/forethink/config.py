@@ -53,7 +53,7 @@ class Model(_Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # for inference; training keeps fp32 master weights
     device: str = "auto"
     trust_remote_code: bool = False
-    compile: Literal["auto"] | bool = "auto"  # layers, for training; auto: on a CPU, where that pays
+    compile: Literal["auto"] | bool = "auto"  # layers, for training; auto: on a CPU, from 100 steps on
 
 
 class Score(_Section):

@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from forethink.packing import Pack, check_packing, forward_pack, pack, spare_pairs
 from forethink.types import first_line
 
-PAYS_FROM = 20  # steps of a training, from which they save what compiling takes (half a minute to a minute)
+PAYS_FROM = 100  # steps of a training: on two cores one saves seconds at best, and compiling takes half a minute
 SMALL = 10_000_000  # parameters of a model so small that its steps take no time to speak of
 ALIKE = {torch.float32: (1e-3, 0.9999), torch.bfloat16: (0.5, 0.99)}  # log-probabilities' error, gradients' cosine
 
