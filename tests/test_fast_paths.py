@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
+import sysconfig
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,15 +20,17 @@ from forethink.training.groups import Scored
 from trainers import make_problems, trainer_of
 
 
+LONG = b"I think that it goes on and on and on, and then a little further, and then on again until the end of it all"
+COMPILER = any(map(shutil.which, ("g++", "clang++"))) and Path(sysconfig.get_path("include"), "Python.h").exists()
+COMPILED = pytest.param(True, True, marks=pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler and Python.h"))
+
+
 def made() -> int:
     """Graphs compiled in this process so far."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-LONG = b"I think that it goes on and on and on, and then a little further, and then on again until the end of it all"
-
-
-@pytest.mark.parametrize(("padded", "compiled"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(("padded", "compiled"), [(True, False), (False, False), COMPILED])
 @pytest.mark.parametrize("kind", ["tiny_llama", "tiny_gemma"])
 def test_the_update_has_the_plain_gradient(kind, padded, compiled, tmp_path, request, smollm2_tokenizer) -> None:
     """Prompts of nested positions; completions of one length, or of four; layers as they are, or compiled."""
