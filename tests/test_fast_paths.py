@@ -19,7 +19,6 @@ from forethink.templates import load_template
 from forethink.training.groups import Scored
 from trainers import make_problems, trainer_of
 
-
 LONG = b"I think that it goes on and on and on, and then a little further, and then on again until the end of it all"
 COMPILER = any(map(shutil.which, ("g++", "clang++"))) and Path(sysconfig.get_path("include"), "Python.h").exists()
 COMPILED = pytest.param(True, True, marks=pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler and Python.h"))
