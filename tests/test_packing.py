@@ -243,3 +243,19 @@ def test_layers_are_compiled_where_that_pays() -> None:
     assert not compiles("auto", small, 1000)
     assert not compiles("auto", large.to("meta"), 1000)  # no CPU
     assert compiles(True, small, 1) and not compiles(False, large, 1000)
+
+
+def test_layers_that_run_again_in_the_backward_pass_are_not_compiled(tiny_llama) -> None:
+    sequences, starts = _batch()
+    packs = pack(sequences, starts, tiled=True)
+    gradients, graphs = [], torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for again in (True, False):
+        model = copy.deepcopy(tiny_llama).train()
+        if again:
+            model.activation_checkpointing_enable()
+        install(model, compiled=again)
+        logprobs, _ = packed(model, packs, len(sequences))
+        torch.cat(logprobs).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    assert float((gradients[0] - gradients[1]).norm() / gradients[1].norm()) < 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs

@@ -229,7 +229,8 @@ def body_states(model: PreTrainedModel, pack: Pack) -> Tensor:
     return output.last_hidden_state[0]
 
 
-def _checkpoints(model: PreTrainedModel) -> bool:
+def checkpoints_activations(model: PreTrainedModel) -> bool:
+    """Whether the model runs its layers again in the backward pass."""
     for name in ("is_activation_checkpointing", "is_gradient_checkpointing"):  # transformers is renaming it
         if hasattr(model, name):
             return bool(getattr(model, name))
@@ -240,7 +241,7 @@ def _checkpoints(model: PreTrainedModel) -> bool:
 def packed_attention(model: PreTrainedModel, pack: Pack) -> Iterator[Tensor | dict[str, Tensor]]:
     """Let the model attend along a pack inside the ``with`` block; gives the mask to hand it there."""
     # Checkpointed layers run again outside this block, with the model's own attention: there the mask serves.
-    tree = None if model.device.type != "cpu" or _checkpoints(model) else pack.plan
+    tree = None if model.device.type != "cpu" or checkpoints_activations(model) else pack.plan
     with contextlib.nullcontext() if tree is None else tree_attention(model, tree):
         yield attention_mask(model.config, pack, model.dtype, windowed=tree is None)
 

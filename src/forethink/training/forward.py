@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from forethink.packing import Pack, check_packing, forward_pack, pack, spare_pairs
+from forethink.packing import Pack, check_packing, checkpoints_activations, forward_pack, pack, spare_pairs
 from forethink.types import first_line
 
 PAYS_FROM = 100  # steps of a training: on two cores one saves seconds at best, and compiling takes half a minute
@@ -58,7 +58,8 @@ class CompiledLayers:
     @contextlib.contextmanager
     def use(self, pack: Pack, temperature: float) -> Iterator[None]:
         """Compiled layers inside the ``with`` block, where a gradient is wanted; the first pack checks them."""
-        if not torch.is_grad_enabled():
+        # Layers that the backward pass runs again are run outside this block: as they are, not compiled.
+        if not torch.is_grad_enabled() or checkpoints_activations(self.model):
             yield
             return
         if not self.checked:
@@ -89,6 +90,8 @@ class CompiledLayers:
                     layer.forward = own
 
     def _trouble(self, pack: Pack, temperature: float) -> str | None:
+        if not self.forwards:
+            return "they are of no kind that transformers knows"
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # The first layers' gradients have come through all others; the embedding's is left out for its size.
         first = sorted(trained[:16], key=torch.numel)[:8]
