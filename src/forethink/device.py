@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -42,10 +49,13 @@ def computes_in_bf16(precision: str, device: str | torch.device) -> bool:
 
 
 def keep_memory() -> None:
-    """Keep freed memory in the process (Linux with glibc; elsewhere nothing happens).
+    """Keep freed memory in the process (Linux; elsewhere nothing happens). Call it before large tensors are made.
 
     By default glibc hands every large freed block back and takes it anew, zeroed page by page. Training on a CPU frees
-    and takes the same hundreds of megabytes at each step: without this it is slower, up to twice, and unsteady.
+    and takes the same hundreds of megabytes at each step: without this it is slower, up to twice, and unsteady. Large
+    tensors come from a heap of their own (memory.cpp), compiled at the first call on a machine; where there is no C++
+    compiler, or ``LD_PRELOAD`` names an allocator, the C library's serves them too, whose search among its free blocks
+    grows longer from step to step.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -53,3 +63,26 @@ def keep_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps its top
+    if "malloc" not in os.environ.get("LD_PRELOAD", ""):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            ctypes.CDLL(str(_heap())).forethink_keep_memory()
+
+
+def _heap() -> Path:
+    """The compiled heap, made where this version of it and of torch has none yet."""
+    source = Path(__file__).with_name("memory.cpp")
+    torch_folder = Path(torch.__file__).parent
+    made_of = source.read_bytes() + f"{torch.__version__} {platform.machine()}".encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forethink"
+    library = cache / f"memory-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:  # moved when whole: other processes may do the same
+            command = [
+                *shlex.split(os.environ.get("CXX") or "c++"), "-O2", "-std=c++20", "-shared", "-fPIC",
+                f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{torch_folder / 'include'}",
+                str(source), "-o", f"{folder}/{library.name}", f"-L{torch_folder / 'lib'}", "-lc10",
+            ]  # fmt: skip
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            os.replace(f"{folder}/{library.name}", library)
+    return library
