@@ -64,8 +64,7 @@ def _loop(model: Any, asked: list[list[int]], chosen: list[Problem], size: Size,
 def run(size: Size, line: Mapping[str, float]) -> dict[str, Any]:
     """The part: figures and what stands at the top level of the results."""
     del line
-    if size.device == "cpu":
-        keep_memory()
+    keep_memory(size.device)
     tokenizer, model = tokenizer_of(size), policy(size, torch.bfloat16)
     chosen = document_problems(size, tokenizer)
     asked, names = prompts(chosen, tokenizer), [problem.id for problem in chosen]

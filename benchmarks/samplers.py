@@ -32,8 +32,7 @@ def engine(size: Size, channel: Channel) -> None:
     from forethink.device import keep_memory
     from forethink.rollout.transformers_engine import TransformersEngine
 
-    if size.device == "cpu":
-        keep_memory()
+    keep_memory(size.device)
     tokenizer = tokenizer_of(size)
     chosen = problems(size, tokenizer)
     made = TransformersEngine(

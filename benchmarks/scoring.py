@@ -49,8 +49,7 @@ def _rows(scorer: Scorer, documents: list[Document]) -> list[torch.Tensor]:
 
 def speed(size: Size, pairs: int) -> dict[str, Any]:
     """Tokens per second of scoring against ``model(input_ids)`` over the very batches that the scorer makes."""
-    if size.device == "cpu":
-        keep_memory()
+    keep_memory(size.device)
     tokenizer, model = tokenizer_of(size), policy(size, torch.bfloat16)
     config = Score(window=min(1024, size.window), overlap=min(256, size.window // 4))
     scorer = Scorer(model, tokenizer, config)

@@ -137,8 +137,7 @@ def _read(given: str | None) -> dict[str, list[list[int]]]:
 
 def ours(size: Size, channel: Channel, given: str | None = None, precision: str = "bf16") -> None:
     """forethink's trainer and its transformers engine, with their defaults."""
-    if size.device == "cpu":
-        keep_memory()  # as `forethink train` does
+    keep_memory(size.device)  # as `forethink train` does
     tokenizer, steps = tokenizer_of(size), Stepper(channel, size)
     chosen = problems(size, tokenizer)
     number = {problem.id: i for i, problem in enumerate(chosen)}

@@ -22,7 +22,7 @@ import torch
 from forethink.device import _heap, keep_memory
 
 early = torch.full((1 << 20,), 7.0)  # of the allocator that was there before
-keep_memory()
+keep_memory("cpu")
 """
 HEAP = """
 library = ctypes.CDLL(str(_heap()))
@@ -31,11 +31,11 @@ held = library.forethink_keep_memory  # bytes
 """
 
 
-def run(code: str, cache: Path, **environment: str) -> str:
+def run(code: str, cache: Path, begin: str = BEGIN, **environment: str) -> str:
     """What the code prints, or its error as the test's."""
     names = {k: v for k, v in os.environ.items() if k not in ("CXX", "LD_PRELOAD")}
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + code], capture_output=True, text=True, check=False, timeout=60,
+        [sys.executable, "-c", begin + code], capture_output=True, text=True, check=False, timeout=60,
         env={**names, "XDG_CACHE_HOME": str(cache), **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -212,3 +212,14 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """A home that is a file: no heap, no error."""
     (tmp_path / "home").write_text("")
     assert run(WITHOUT, tmp_path / "home") == "False\n"
+
+
+@compiled
+def test_a_stage_on_another_device_has_no_heap(tmp_path: Path) -> None:
+    """Weights are read on the CPU and moved: what they took here shall go back."""
+    code = """
+keep_memory("meta")
+print("memory-" in open("/proc/self/maps").read())
+"""
+    begin = BEGIN.replace('keep_memory("cpu")\n', "")
+    assert run(code, tmp_path, begin=begin) == "False\n"

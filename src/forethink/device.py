@@ -48,8 +48,11 @@ def computes_in_bf16(precision: str, device: str | torch.device) -> bool:
     return multiplies_bf16(device) if precision == "auto" else precision != "fp32"
 
 
-def keep_memory() -> None:
-    """Keep freed memory in the process (Linux; elsewhere nothing happens). Call it before large tensors are made.
+def keep_memory(device: str) -> None:
+    """Keep freed memory in the process, where a stage computes on the CPU (Linux; elsewhere nothing happens).
+
+    Call it before large tensors are made. ``device`` is the stage's: elsewhere, the memory in which its
+    weights were read shall go back.
 
     By default glibc hands every large freed block back and takes it anew, zeroed page by page. Training on a CPU frees
     and takes the same hundreds of megabytes at each step: without this it is slower, up to twice, and unsteady. Large
@@ -57,7 +60,7 @@ def keep_memory() -> None:
     compiler, or ``LD_PRELOAD`` names an allocator, the C library's serves them too, whose search among its free blocks
     grows longer from step to step.
     """
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or pick_device(device).type != "cpu":
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL("libc.so.6")

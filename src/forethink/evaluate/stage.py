@@ -47,9 +47,11 @@ def _load(config: Config, warn: Callable[[str], object]) -> tuple[Callable[[], P
     ``eval.model`` names a full model or the folder of a LoRA adapter; an adapter goes onto the model it was trained
     on where that is a folder of this machine, else onto ``model.name``.
     """
+    from forethink.device import keep_memory
     from forethink.models import adapter_base, load_model
 
     knobs = config.model
+    keep_memory(knobs.device)
     name, adapter, vocabulary = knobs.name, knobs.adapter, knobs.name
     if config.eval.model is not None:
         folder = Path(config.eval.model)

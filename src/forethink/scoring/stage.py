@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from forethink.config import Config
 from forethink.corpus import corpus_inputs, read_corpus
+from forethink.device import keep_memory
 from forethink.models import fingerprint, load_model, load_tokenizer, model_inputs
 from forethink.records import scored_metadata, write_scored
 from forethink.rundir import RunDir
@@ -43,6 +44,7 @@ def run_score(config: Config) -> Path:
     run = RunDir(Path(config.run) / "score", "score", config, sections, inputs)
     if run.done:
         return run.path
+    keep_memory(config.model.device)
     trust = config.model.trust_remote_code
     tokenizer = load_tokenizer(name, trust_remote_code=trust)
     model = load_model(

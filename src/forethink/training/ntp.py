@@ -258,7 +258,7 @@ def run_ntp(config: Config) -> Path:
 
 def _train(config: Config, run: RunDir, amount: float, start: str, adapter: str | None) -> None:
     knobs, trust = config.ntp, config.model.trust_remote_code
-    keep_memory()
+    keep_memory(config.model.device)
     tokenizer = load_tokenizer(start, trust_remote_code=trust)
     window = min(knobs.window, knobs.batch)
     windows = windows_of(_documents(config, tokenizer), document_start(tokenizer), window, f"{config.run}/problems")

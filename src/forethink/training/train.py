@@ -114,7 +114,7 @@ class Stage:
         from forethink.training.forward import base_of
         from forethink.training.settings import grpo_settings, training_order
 
-        keep_memory()
+        keep_memory(self.config.model.device)
         if not sys.stderr.isatty():
             logging.disable_progress_bar()  # of every file it writes; in a log they are noise
         tokenizer = self._tokenizer()

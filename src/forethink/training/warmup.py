@@ -73,7 +73,7 @@ class _Stage:
         from forethink.templates import load_template
         from forethink.tokens import document_start
 
-        keep_memory()
+        keep_memory(config.model.device)
         self.config, self.settings, self.run = config, config.warmup, run
         model = config.model
         self.tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
