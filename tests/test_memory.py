@@ -223,3 +223,21 @@ print("memory-" in open("/proc/self/maps").read())
 """
     begin = BEGIN.replace('keep_memory("cpu")\n', "")
     assert run(code, tmp_path, begin=begin) == "False\n"
+
+
+@compiled
+def test_a_user_without_a_home(tmp_path: Path) -> None:
+    """No home to keep the heap in (a container's nameless user): no heap, no error."""
+    begin = BEGIN.replace(
+        'keep_memory("cpu")',
+        """
+def nowhere():
+    raise RuntimeError("Could not determine home directory.")
+
+import pathlib
+pathlib.Path.home = nowhere
+del os.environ["XDG_CACHE_HOME"]
+keep_memory("cpu")
+""",
+    )
+    assert run(WITHOUT, tmp_path, begin=begin) == "False\n"

@@ -51,8 +51,8 @@ def computes_in_bf16(precision: str, device: str | torch.device) -> bool:
 def keep_memory(device: str) -> None:
     """Keep freed memory in the process, where a stage computes on the CPU (Linux; elsewhere nothing happens).
 
-    Call it before large tensors are made. ``device`` is the stage's: elsewhere, the memory in which its
-    weights were read shall go back.
+    Call it before large tensors are made. ``device`` is the stage's: elsewhere, the memory in which its weights were
+    read shall go back.
 
     By default glibc hands every large freed block back and takes it anew, zeroed page by page. Training on a CPU frees
     and takes the same hundreds of megabytes at each step: without this it is slower, up to twice, and unsteady. Large
@@ -67,7 +67,7 @@ def keep_memory(device: str) -> None:
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps its top
     if "malloc" not in os.environ.get("LD_PRELOAD", ""):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
+        with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home
             ctypes.CDLL(str(_heap())).forethink_keep_memory()
 
 

@@ -26,7 +26,7 @@ constexpr size_t kLine = 64;                 // of a cache line
 
 struct Block {
   size_t size;
-  size_t asked;  // 0: free
+  bool free;
 };
 
 class Heap final : public c10::Allocator {
@@ -70,11 +70,11 @@ class Heap final : public c10::Allocator {
     free_.erase(fit);
     const size_t rest = at->second.size - size;
     if (rest >= kLeast) {
-      blocks_.emplace_hint(std::next(at), at->first + size, Block{rest, 0});
+      blocks_.emplace_hint(std::next(at), at->first + size, Block{rest, true});
       free_.emplace(rest, at->first + size);
       at->second.size = size;
     }
-    at->second.asked = n;
+    at->second.free = false;
     return at->first;
   }
 
@@ -84,21 +84,21 @@ class Heap final : public c10::Allocator {
     TORCH_CHECK_WITH(OutOfMemoryError, fresh != MAP_FAILED, "not enough memory: you tried to allocate ", size, " bytes.");
     madvise(fresh, taken, MADV_HUGEPAGE);
     held_ += taken;
-    put(blocks_.emplace(static_cast<char*>(fresh), Block{taken, 0}).first);
+    put(blocks_.emplace(static_cast<char*>(fresh), Block{taken, true}).first);
   }
 
   // Into the free ones, joined with free neighbours.
   void put(Blocks::iterator at) {
-    at->second.asked = 0;
+    at->second.free = true;
     const auto after = std::next(at);
-    if (after != blocks_.end() && after->second.asked == 0 && at->first + at->second.size == after->first) {
+    if (after != blocks_.end() && after->second.free && at->first + at->second.size == after->first) {
       free_.erase({after->second.size, after->first});
       at->second.size += after->second.size;
       blocks_.erase(after);
     }
     if (at != blocks_.begin()) {
       const auto before = std::prev(at);
-      if (before->second.asked == 0 && before->first + before->second.size == at->first) {
+      if (before->second.free && before->first + before->second.size == at->first) {
         free_.erase({before->second.size, before->first});
         before->second.size += at->second.size;
         blocks_.erase(at);
