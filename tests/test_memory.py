@@ -19,13 +19,14 @@ compiled = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C
 BEGIN = """
 import ctypes, os, threading
 import torch
-from forethink.device import _heap, keep_memory
+from forethink.device import keep_memory
+from forethink.kernels import compiled
 
 early = torch.full((1 << 20,), 7.0)  # of the allocator that was there before
 keep_memory("cpu")
 """
 HEAP = """
-library = ctypes.CDLL(str(_heap()))
+library = ctypes.CDLL(str(compiled("memory.cpp", ("-O2",), ("c10",))))
 library.forethink_keep_memory.restype = ctypes.c_int64
 held = library.forethink_keep_memory  # bytes
 """
@@ -181,7 +182,7 @@ assert bool((torch.full((1 << 20,), 3) == 3).all())  # and the heap works on
 @compiled
 def test_the_heap_is_compiled_once(cache: Path) -> None:
     """A second process finds the library; nothing half made is left beside it."""
-    code = "print(_heap(), _heap().stat().st_mtime_ns)"
+    code = 'path = compiled("memory.cpp", ("-O2",), ("c10",)); print(path, path.stat().st_mtime_ns)'
     assert run(code, cache) == run(code, cache)
     assert [file.suffix for file in (cache / "forethink").iterdir()] == [".so"]
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from forethink.config import Rollout
+from forethink.kernels import PackedLinears
 from forethink.rollout import check_version, make_engine
 from forethink.rollout.attention import GroupCache
 from forethink.rollout.decoders import check_groups
-from forethink.rollout.packed import PackedLinears
 from forethink.rollout.rows import uniforms
 from forethink.rollout.transformers_engine import TransformersEngine
 from forethink.types import Finish, ForethinkError

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
-import platform
-import shlex
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
+
+from forethink.kernels import compiled
 
 
 def pick_device(device: str) -> torch.device:
@@ -68,24 +65,4 @@ def keep_memory(device: str) -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap keeps its top
     if "malloc" not in os.environ.get("LD_PRELOAD", ""):
         with contextlib.suppress(OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home
-            ctypes.CDLL(str(_heap())).forethink_keep_memory()
-
-
-def _heap() -> Path:
-    """The compiled heap, made where this version of it and of torch has none yet."""
-    source = Path(__file__).with_name("memory.cpp")
-    torch_folder = Path(torch.__file__).parent
-    made_of = source.read_bytes() + f"{torch.__version__} {platform.machine()}".encode()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forethink"
-    library = cache / f"memory-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    if not library.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:  # moved when whole: other processes may do the same
-            command = [
-                *shlex.split(os.environ.get("CXX") or "c++"), "-O2", "-std=c++20", "-shared", "-fPIC",
-                f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", f"-I{torch_folder / 'include'}",
-                str(source), "-o", f"{folder}/{library.name}", f"-L{torch_folder / 'lib'}", "-lc10",
-            ]  # fmt: skip
-            subprocess.run(command, check=True, capture_output=True, timeout=300)
-            os.replace(f"{folder}/{library.name}", library)
-    return library
+            ctypes.CDLL(str(compiled("memory.cpp", ("-O2",), ("c10",)))).forethink_keep_memory()

@@ -6,13 +6,15 @@ their ancestors. A tile's queries meet the keys of those ancestors, all visible,
 mask. The query heads of one key-value head are one product, so keys and values are never repeated.
 
 Scores and softmax are fp32 whatever the inputs' type; the weights and all products with them run in it, as in torch's
-fused kernel. The weights are kept for the backward pass while they are few (`KEPT`), else made again: that is a third
-of the whole. It is an attention function registered with transformers, so no model is patched.
+fused kernel, and are made again in the backward pass. Where this machine can (`kernels.takes`), compiled code does the
+same; `_TreeAttention` is what it is held to, and what serves elsewhere. It is an attention function registered with
+transformers, so no model is patched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,10 +24,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
+from forethink import kernels
+
 NAME = "forethink_tree"
 TILE = 64  # queries in a tile, at most
-KEPT = 2**25  # bytes of weights a layer keeps for its backward pass, at most: some 4 prompts of 400 with 8 × 64 behind
-MOST_RUNS = 4  # of neighbouring keys, up to which adding run by run is faster than by index
 # What attention functions are handed beside the arguments below and may pass over without changing the result.
 HARMLESS = frozenset(
     {"position_ids", "position_embeddings", "use_cache", "output_attentions", "output_hidden_states", "is_causal",
@@ -71,24 +73,12 @@ class Cut:
     Attributes:
         keys: packed indices of the tokens its queries meet, int64 [L], ascending.
         mask: what to add to the scores, fp32 [m, L]; None where every query sees every key.
-        runs: the same indices as half-open ranges.
     """
 
     first: int
     past: int
     keys: Tensor
     mask: Tensor | None
-    runs: tuple[tuple[int, int], ...]
-
-    def add(self, total: Tensor, part: Tensor) -> None:
-        """Add a part [K, L, x] to the keys' places in fp32 [K, N, x]."""
-        if len(self.runs) > MOST_RUNS:
-            total.index_add_(1, self.keys, part.float())
-            return
-        at = 0
-        for begin, past in self.runs:
-            total[:, begin:past] += part[:, at : at + past - begin]
-            at += past - begin
 
 
 @dataclass
@@ -105,6 +95,7 @@ class Plan:
     ends: Tensor
     positions_t: Tensor
     _cuts: dict[int | None, list[Cut]] = field(default_factory=dict, repr=False)
+    _ranges: dict[int | None, list[Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def pairs(self) -> int:
@@ -117,17 +108,32 @@ class Plan:
             self._cuts[window] = [self._cut(tile, window) for tile in self.tiles]
         return self._cuts[window]
 
-    def _cut(self, tile: Tile, window: int | None) -> Cut:
+    def ranges(self, window: int | None) -> list[Tensor]:
+        """The same work as the kernels take it, int64: the tiles' first and past queries [T] each, where each tile's
+        runs of keys begin [T + 1], and the runs' first and past keys.
+        """
+        if window not in self._ranges:
+            runs = [_runs(self._keys(tile, window)) for tile in self.tiles]
+            begins = [0, *itertools.accumulate(map(len, runs))]
+            flat = [run for some in runs for run in some]
+            tiles = [[tile.first for tile in self.tiles], [tile.past for tile in self.tiles]]
+            columns = [*tiles, begins, [first for first, _ in flat], [past for _, past in flat]]
+            self._ranges[window] = [torch.tensor(column) for column in columns]
+        return self._ranges[window]
+
+    def _keys(self, tile: Tile, window: int | None) -> Tensor:
         ancestors = torch.tensor(tile.ancestors, dtype=torch.long)
         if window is not None:  # the tile's first query is the first in its sequences too
             ancestors = ancestors[self.positions_t[ancestors] > self.positions_t[tile.first] - window]
-        queries = torch.arange(tile.first, tile.past)
-        keys = torch.cat([ancestors, queries])
+        return torch.cat([ancestors, torch.arange(tile.first, tile.past)])
+
+    def _cut(self, tile: Tile, window: int | None) -> Cut:
+        queries, keys = torch.arange(tile.first, tile.past), self._keys(tile, window)
         hidden = (keys > queries[:, None]) | (queries[:, None] >= self.ends[keys])
         if window is not None:
             hidden |= self.positions_t[queries][:, None] - self.positions_t[keys] >= window
         mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf) if bool(hidden.any()) else None
-        return Cut(tile.first, tile.past, keys, mask, _runs(keys))
+        return Cut(tile.first, tile.past, keys, mask)
 
 
 def _runs(keys: Tensor) -> tuple[tuple[int, int], ...]:
@@ -203,44 +209,38 @@ class _TreeAttention(torch.autograd.Function):
     ) -> Tensor:
         kv, rep, _, width = *query.shape[:3], value.shape[-1]
         out = query.new_empty(*query.shape[:3], width)
-        size = sum((cut.past - cut.first) * len(cut.keys) for cut in cuts) * kv * rep * value.element_size()
-        keep = any(ctx.needs_input_grad[:3]) and softcap is None and size <= KEPT
-        kept = []
         with torch.autocast(query.device.type, enabled=False):
             query_f, key_f = query.float() * scale, key.float()
             for cut in cuts:
                 weights = _weights(query_f, key_f, cut, softcap)[0].to(value.dtype)
                 part = torch.bmm(weights, value.index_select(1, cut.keys))
                 out[:, :, cut.first : cut.past] = part.view(kv, rep, -1, width)
-                if keep:
-                    kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value)
         ctx.rest = cuts, scale, softcap
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors
         cuts, scale, softcap = ctx.rest
         kv, rep, _, width = query.shape
         d_query = torch.empty_like(query)
         d_key, d_value = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (key, value))
         with torch.autocast(query.device.type, enabled=False):
-            if not kept:
-                query_f, key_f = query.float() * scale, key.float()
-            for i, cut in enumerate(cuts):
+            query_f, key_f = query.float() * scale, key.float()
+            for cut in cuts:
                 span = slice(cut.first, cut.past)
-                weights, slope = (kept[i], None) if kept else _weights(query_f, key_f, cut, softcap)
-                weights = weights.to(value.dtype)  # the same bits, kept or not
+                weights, slope = _weights(query_f, key_f, cut, softcap)
+                weights = weights.to(value.dtype)
                 upstream = gradients[0][:, :, span].reshape(kv, -1, value.shape[-1])
-                cut.add(d_value, torch.bmm(weights.transpose(1, 2), upstream))
+                d_value.index_add_(1, cut.keys, torch.bmm(weights.transpose(1, 2), upstream).float())
                 d_weights = torch.bmm(upstream, value.index_select(1, cut.keys).transpose(1, 2))
                 d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 if slope is not None:
                     d_scores.mul_(slope)
                 d_query[:, :, span] = torch.bmm(d_scores, key.index_select(1, cut.keys)).view(kv, rep, -1, width)
                 own = query[:, :, span].reshape(kv, -1, width)
-                cut.add(d_key, torch.bmm(d_scores.transpose(1, 2), own))
+                d_key.index_add_(1, cut.keys, torch.bmm(d_scores.transpose(1, 2), own).float())
         return d_query.mul_(scale), d_key.mul_(scale).to(key.dtype), d_value.to(value.dtype), None, None, None
 
 
@@ -288,7 +288,10 @@ def attend(
     scale = width**-0.5 if scaling is None else scaling
     # Taking a tile's keys from a transposed view would copy all of them every time.
     key, value = key[0].contiguous(), value[0].contiguous()
-    out: Tensor = _TreeAttention.apply(grouped, key, value, plan.cuts(sliding_window), scale, softcap)
+    if softcap is None and kernels.takes(grouped, key, value, widened=True):
+        out: Tensor = kernels.TreeAttention.apply(grouped, key, value, plan, sliding_window, scale)
+    else:
+        out = _TreeAttention.apply(grouped, key, value, plan.cuts(sliding_window), scale, softcap)
     return out.reshape(1, heads, len(plan.ends), -1).transpose(1, 2), None
 
 

@@ -11,6 +11,7 @@ cache hands itself to the attention function as an attribute of the key tensor t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, Cache
 
+from forethink import kernels
 from forethink.tree_attention import HARMLESS, UnsupportedAttention
 
 NAME = "forethink_groups"
@@ -63,6 +65,7 @@ class _Layer:
 
     def __init__(self, prompt_k: Tensor, prompt_v: Tensor, own_k: Tensor, own_v: Tensor) -> None:
         self.prompt_k, self.prompt_v, self.own_k, self.own_v = prompt_k, prompt_v, own_k, own_v
+        self.packed_v: Tensor | None = None  # the prompts' values as the kernels take them
 
     def grow(self) -> None:
         """Twice the capacity."""
@@ -127,6 +130,7 @@ class GroupCache(Cache):
         slots = [n * self.widest + j for n, j in places]
         full = slots == list(range(len(self.lengths) * self.widest))
         self.slots = None if full else self._counts(slots)
+        self.first_n = self._counts([0, *itertools.accumulate(counts)])  # a group's rows lie side by side
         self.rows = torch.arange(len(slots), device=self.device)
         # Counted on in place from step to step: a captured step reads them where they lie.
         self.length_n, self.step_n = self._counts(self.lengths)[:, None], self._counts(self.steps)[:, None]
@@ -198,7 +202,14 @@ class GroupCache(Cache):
         layer = self.by_layer[layer_idx]
         r, heads, _, width = query.shape
         n, g, own = len(self.lengths), self.widest, max(self.lengths)  # where own tokens' places begin
-        query = (query * scaling).reshape(r, layer.own_k.shape[1], -1, width)
+        query = query.reshape(r, layer.own_k.shape[1], -1, width)
+        if softcap is None and kernels.takes(query, layer.own_k, layer.own_v):
+            if layer.packed_v is None:
+                layer.packed_v = kernels.packed_values(layer.prompt_v, self.length_n)
+            counts, own_kv = (self.length_n, self.step_n, self.first_n), (layer.own_k, layer.own_v)
+            out = kernels.group_attention(query, layer.prompt_k, layer.packed_v, *own_kv, counts, scaling, window)
+            return out.view(r, 1, heads, -1)
+        query = query * scaling
         scores = self._by_group(query, n, g) @ layer.prompt_k.transpose(-1, -2)
         scores[..., own:] = self._by_group(query @ layer.own_k.transpose(-1, -2), n, g)
         if softcap is not None:

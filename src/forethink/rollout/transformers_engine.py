@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from forethink.kernels import PackedLinears
 from forethink.rollout.decoders import Decoder, GroupDecoder, PlainDecoder, check_groups
-from forethink.rollout.packed import PackedLinears
 from forethink.rollout.rows import Ending, Row, check_prompts, stop_ids, uniforms
 from forethink.types import Completion
 
