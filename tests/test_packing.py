@@ -209,14 +209,15 @@ def test_every_token_sees_its_own_ancestors_and_no_other(sequences, max_tokens):
                 assert one.ids_t[seen[order]].tolist() == sequence[: offset + 1]
 
 
-def test_without_a_compiler_the_layers_stay_as_they_are(tiny_llama, tmp_path, monkeypatch) -> None:
+def test_without_a_compiler_the_layers_stay_as_they_are(tiny_llama, tmp_path) -> None:
     model = copy.deepcopy(tiny_llama)
     sequences, starts = _batch()
     packs = pack(sequences, starts, tiled=True)
     install(model, compiled=True)
     torch._dynamo.reset()  # what another test compiled
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
-    with torch._inductor.utils.fresh_cache(), pytest.warns(UserWarning, match="no-such-compiler.*model.compile=false"):
+    none = torch._inductor.config.patch({"cpp.cxx": (str(tmp_path / "no-such-compiler"),)})
+    warned = pytest.warns(UserWarning, match="no-such-compiler.*model.compile=false")
+    with none, torch._inductor.utils.fresh_cache(), warned:
         found, _ = packed(model, packs, len(sequences))
     torch._dynamo.reset()
     plain = copy.deepcopy(tiny_llama)

@@ -216,6 +216,29 @@ class TreeAttention(torch.autograd.Function):
         return *(x.to(inputs[0].dtype) for x in found), None, None, None
 
 
+def row_sums(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """What `scoring.entropy` makes its figures of, or None where the kernel does not take such logits.
+
+    Args:
+        logits: [n, V], m the maximum of a row.
+        k: at most V.
+
+    Returns:
+        The k highest logits of every row, fp32 [n, k], highest first; their columns, int64 [n, k], of equal ones the
+        lowest first; Σ e^(x - m) and Σ e^(x - m) (x - m), fp32 [n], NaN where a row holds NaN or ``+inf``.
+    """
+    known = logits.dtype in (torch.float32, torch.bfloat16) and logits.device.type == "cpu"
+    if not known or logits.stride(1) != 1 or load("scoring/entropy.cpp") is None:
+        return None
+    count, columns = logits.shape
+    values, ids = torch.empty(count, k), torch.empty(count, k, dtype=torch.int64)
+    total, moment = torch.empty(count), torch.empty(count)
+    sizes = [ctypes.c_int64(x) for x in (count, columns, logits.stride(0), k)]
+    half = logits.dtype == torch.bfloat16
+    _call("scoring/entropy.cpp", "forethink_row_sums", half, logits, *sizes, values, ids, total, moment)
+    return values, ids, total, moment
+
+
 class PackedLinears:
     """The rearranged weights of a model's bf16 linear layers; nothing on other devices or in other dtypes."""
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from forethink.kernels import row_sums
+
 _BLOCKS = 64  # columns a block of the top-k search
 _CACHED = 1 << 18  # fp32 elements worked on at once on a CPU: two such buffers stay in its second-level cache
 _LARGE = 1 << 25  # the same on an accelerator
@@ -42,8 +44,17 @@ def position_stats(logits_tv: Tensor, targets_t: Tensor, top_k: int) -> Stats:
     Returns:
         :class:`Stats`; NaN in the rows whose logits hold NaN or ``+inf``.
     """
-    count, vocabulary = logits_tv.shape
+    vocabulary = logits_tv.shape[1]
     top_k = min(top_k, vocabulary)
+    sums = row_sums(logits_tv, top_k)
+    top_values, top_ids, total, moment = _row_sums(logits_tv, top_k) if sums is None else sums
+    targets = logits_tv.gather(1, targets_t[:, None])[:, 0].float()
+    return _figures(top_values, top_ids, total, moment, targets, vocabulary)
+
+
+def _row_sums(logits_tv: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`kernels.row_sums` in plain tensors."""
+    count, vocabulary = logits_tv.shape
     device = logits_tv.device
     top_values = torch.empty(count, top_k, dtype=torch.float32, device=device)
     top_ids = torch.empty(count, top_k, dtype=torch.int64, device=device)
@@ -69,8 +80,7 @@ def position_stats(logits_tv: Tensor, targets_t: Tensor, top_k: int) -> Stats:
     if lost.any():  # 0 · -inf, where the model rules tokens out; e · log e is 0 there
         weights = (logits_tv[lost].float() - top_values[lost, :1]).exp()
         moment[lost] = torch.special.xlogy(weights, weights).sum(-1)
-    targets = logits_tv.gather(1, targets_t[:, None])[:, 0].float()
-    return _figures(top_values, top_ids, total, moment, targets, vocabulary)
+    return top_values, top_ids, total, moment
 
 
 def _figures(

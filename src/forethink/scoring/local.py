@@ -29,7 +29,7 @@ from forethink.types import Document, ForethinkError, ScoredDocument
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_HEAD = 1 << 24  # elements of logits made at once
+_HEAD = 1 << 25  # elements of logits made at once: torch rearranges the head's weight for every product anew
 _WHOLE = 1 << 27  # the same where the whole model must run to get them
 _PROBE = 32  # tokens of the row on which the chunked head is compared with the model's own logits
 
