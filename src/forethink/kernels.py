@@ -84,9 +84,9 @@ def load(source: str) -> ctypes.CDLL | None:
 
 @functools.cache
 def _multiplied() -> tuple[torch.dtype, ...]:
-    """Types in which the kernels' products run on this machine."""
-    library = load("tree_attention.cpp")
-    found = 0 if library is None else library.forethink_multiplies()
+    """Types in which the attention kernels' products run on this machine."""
+    library, other = load("tree_attention.cpp"), load("rollout/attention.cpp")
+    found = 0 if library is None or other is None else library.forethink_multiplies()
     return tuple(dtype for bit, dtype in ((1, torch.bfloat16), (2, torch.float32)) if found & bit)
 
 

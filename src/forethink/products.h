@@ -20,10 +20,10 @@
 
 namespace forethink {
 
-constexpr int64_t kBlock = 64;      // keys, or columns, of one product: few shapes, since each is compiled once
-constexpr int64_t kWidest = 256; // elements of a head, of which rows lie on the stack
-constexpr int64_t kApart = 16;    // elements between such rows: else all begin at one place of the cache
-constexpr float kHidden = -1e30f;   // a score that no softmax sees; finite, so that nothing becomes NaN
+constexpr int64_t kBlock = 64;     // keys, or columns, of one product: few shapes, since each is compiled once
+constexpr int64_t kWidest = 256;   // elements of a head at most: some rows of it lie on the stack
+constexpr int64_t kApart = 16;     // elements between such rows: else all begin at one place of the cache
+constexpr float kHidden = -1e30f;  // a score that no softmax sees; finite, so that nothing becomes NaN
 
 template <typename T>
 constexpr int64_t kWord = 4 / static_cast<int64_t>(sizeof(T));  // elements in a word

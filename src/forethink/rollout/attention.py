@@ -2,8 +2,8 @@
 
 A group's G completions share their prompt. While they are decoded, the queries of all G (times the query heads of a
 key-value head) meet the prompt's keys in one product, and each completion meets its own keys besides. One softmax runs
-over both parts' scores, side by side. Plain products and a softmax: with a few dozen queries a prompt, torch's fused
-CPU kernel takes twice as long.
+over both parts' scores, side by side. Plain products and a softmax (with a few dozen queries a prompt, torch's fused
+CPU kernel takes twice as long), or compiled code that does the same, where this machine can (`kernels.takes`).
 
 It reaches the model through the attention interface of transformers and a cache object: no model is patched. The
 cache hands itself to the attention function as an attribute of the key tensor that it returns.
