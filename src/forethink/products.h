@@ -86,6 +86,12 @@ inline void transpose(const uint32_t* const* rows, int64_t count, int64_t words,
   }
 }
 
+// Two neighbouring rows of bf16 [n] as a row of words.
+inline void pair_rows(const at::BFloat16* first, const at::BFloat16* second, int64_t n, uint32_t* words) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) words[i] = first[i].x | uint32_t{second[i].x} << 16;
+}
+
 // Rows [count, width], packed as B [width, columns]: the rows become columns; those that lack are zero.
 template <typename T>
 void pack_columns(const T* const* rows, int64_t count, int64_t width, int64_t columns, T* packed) {
@@ -100,23 +106,16 @@ void pack_columns(const T* const* rows, int64_t count, int64_t width, int64_t co
 // The same rows packed as B [columns, width]: rows stay rows.
 template <typename T>
 void pack_rows(const T* const* rows, int64_t count, int64_t width, int64_t columns, T* packed) {
+  static const T nothing[kWidest] = {};
   for (int64_t k = 0; k < columns; k += kWord<T>) {
+    const T* first = k < count ? rows[k] : nothing;
     T* out = packed + k * width;
-    if constexpr (kWord<T> == 1) {
-      if (k < count) std::memcpy(out, rows[k], width * sizeof(T));
-      else std::memset(static_cast<void*>(out), 0, width * sizeof(T));
-    } else {
-      const auto* first = reinterpret_cast<const uint16_t*>(k < count ? rows[k] : nullptr);
-      const auto* second = reinterpret_cast<const uint16_t*>(k + 1 < count ? rows[k + 1] : nullptr);
-      auto* words = reinterpret_cast<uint32_t*>(out);
-      for (int64_t n = 0; n < width; ++n) {
-        words[n] = (first ? first[n] : 0u) | (second ? uint32_t{second[n]} << 16 : 0u);
-      }
-    }
+    if constexpr (kWord<T> == 1) std::memcpy(out, first, width * sizeof(T));
+    else pair_rows(first, k + 1 < count ? rows[k + 1] : nothing, width, reinterpret_cast<uint32_t*>(out));
   }
 }
 
-inline uint32_t bf16_bits(float x) {  // rounded to nearest, ties to even; x is no NaN
+inline uint32_t bf16_bits(float x) {  // rounded to nearest, ties to even; the NaN of a processor stays one
   const auto bits = std::bit_cast<uint32_t>(x);
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
@@ -171,11 +170,9 @@ void transpose_block(const T* in, int64_t width, T* out) {
   } else {  // pairs of rows are words, whose transposition is that of the elements
     alignas(64) uint32_t pairs[kBlock / 2 * (kWidest + kApart)];
     for (int64_t i = 0; i < kBlock / 2; ++i) {
-      const auto* first = reinterpret_cast<const uint16_t*>(in + 2 * i * width);
       uint32_t* pair = pairs + i * (width + kApart);
+      pair_rows(in + 2 * i * width, in + (2 * i + 1) * width, width, pair);
       rows[i] = pair;
-#pragma omp simd
-      for (int64_t w = 0; w < width; ++w) pair[w] = first[w] | uint32_t{first[width + w]} << 16;
     }
     transpose(rows, kBlock / 2, width, reinterpret_cast<uint32_t*>(out), kBlock / 2);
   }
@@ -219,6 +216,25 @@ inline float exponential(float x) {
   return x < -87.f ? 0.f : std::bit_cast<float>(bits);
 }
 
+// A softmax's weights down the columns of scores [padded, size], which are overwritten: e^(score - top) in rows from …
+// past - 1, 0 in the others. Adds their sums to `sum` [size]; `weights` are packed.
+template <typename T>
+void weigh(float* scores, int64_t from, int64_t past, int64_t padded, int64_t size, const float* top, float* sum, T* weights) {
+  for (int64_t l = 0; l < padded; ++l) {
+    float* row = scores + l * size;
+    if (l < from || l >= past) {
+      std::fill_n(row, size, 0.f);
+    } else {
+#pragma omp simd
+      for (int64_t c = 0; c < size; ++c) sum[c] += row[c] = exponential(row[c] - top[c]);
+    }
+    if (l % kWord<T> == kWord<T> - 1) {  // a row of words is complete
+      const int64_t whole = l + 1 - kWord<T>;
+      pack_words(scores + whole * size, size, weights + whole * size);
+    }
+  }
+}
+
 // Memory of one task, cut piece by piece; every piece begins on a cache line.
 class Scratch {
  public:
@@ -240,16 +256,13 @@ class Scratch {
   size_t used_ = 0, end_;
 };
 
-// Run tasks 0 … count - 1 on torch's threads; whichever is free takes the next. `make` gives each thread its worker.
-template <typename T, typename Make>
-void share_out(int64_t count, const Make& make) {
+// Run tasks 0 … count - 1 on torch's threads; whichever is free takes the next.
+template <typename T, typename Work>
+void share_out(int64_t count, const Work& work) {
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t begin, int64_t end) {
-    for (; begin < end; ++begin) {
-      auto work = make();
-      for (int64_t task = next++; task < count; task = next++) work(task);
-      at::native::cpublas::brgemm_release(kWord<T> == 2);
-    }
+  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t task = next++; task < count; task = next++) work(task);
+    at::native::cpublas::brgemm_release(kWord<T> == 2);
   });
 }
 

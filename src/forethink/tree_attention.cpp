@@ -56,8 +56,8 @@ class Task {
     std::memset(static_cast<void*>(out + count * width), 0, (padded - count) * width * sizeof(T));
   }
 
-  // The rows gathered, as blocks [padded / kBlock][width][kBlock].
-  void gather_transposed(const T* rows, int64_t width, T* out) const {
+  // Rows that were gathered, as blocks [padded / kBlock][width][kBlock].
+  void transpose_gathered(const T* rows, int64_t width, T* out) const {
     for (int64_t l = 0; l < padded; l += kBlock) transpose_block(rows + l * width, width, out + l * width);
   }
 
@@ -117,7 +117,7 @@ void forward_task(const Task<T>& task, T* out, float* logsum) {
   float* result = scratch.take<float>(t.value_width * kBlock);
   task.gather(task.in.key, t.width, keys);
   task.gather(task.in.value, t.value_width, values);
-  task.gather_transposed(values, t.value_width, values_t);
+  task.transpose_gathered(values, t.value_width, values_t);
   const T* rows[kBlock];
   float top[kBlock], sum[kBlock];
   for (int64_t c0 = 0; c0 < task.columns; c0 += kBlock) {
@@ -132,18 +132,7 @@ void forward_task(const Task<T>& task, T* out, float* logsum) {
 #pragma omp simd
       for (int64_t c = 0; c < size; ++c) top[c] = std::max(top[c], row[c]);
     }
-    for (int64_t l = 0; l < task.padded; l += kWord<T>) {
-      for (int64_t k = l; k < l + kWord<T>; ++k) {
-        float* weight = scores + k * size;
-        if (k >= task.count) {
-          std::fill_n(weight, size, 0.f);
-          continue;
-        }
-#pragma omp simd
-        for (int64_t c = 0; c < size; ++c) sum[c] += weight[c] = exponential(weight[c] - top[c]);
-      }
-      pack_words(scores + l * size, size, weights + l * size);
-    }
+    weigh(scores, 0, task.count, task.padded, size, top, sum, weights);
     for (int64_t l = 0; l < task.padded; l += kBlock) {
       multiply(t.value_width, size, kBlock, values_t + l * t.value_width, kBlock, weights + l * size, result, size, l > 0);
     }
@@ -184,7 +173,7 @@ void backward_task(const Task<T>& task, const Upstream<T>& up, T* d_query, float
   float* sum_value = scratch.take<float>(task.padded * t.value_width);
   float* result = scratch.take<float>(t.width * kBlock);
   task.gather(task.in.key, t.width, keys);
-  task.gather_transposed(keys, t.width, keys_t);
+  task.transpose_gathered(keys, t.width, keys_t);
   task.gather(task.in.value, t.value_width, values);
   const T *rows[kBlock], *upper[kBlock];
   float logsum[kBlock] = {}, inner[kBlock] = {}, scales[kBlock];
@@ -245,8 +234,8 @@ void backward_task(const Task<T>& task, const Upstream<T>& up, T* d_query, float
 
 template <typename T>
 void forward(const Tree& t, const Inputs<T>& in, T* out, float* logsum) {
-  share_out<T>(t.kv * t.tiles, [&] {
-    return [&](int64_t task) { forward_task(Task<T>(t, in, task / t.tiles, task % t.tiles), out, logsum); };
+  share_out<T>(t.kv * t.tiles, [&](int64_t task) {
+    forward_task(Task<T>(t, in, task / t.tiles, task % t.tiles), out, logsum);
   });
 }
 
@@ -281,20 +270,17 @@ std::vector<Part> parts_of(const Tree& t) {
 
 template <typename T>
 void backward(const Tree& t, const Inputs<T>& in, const Upstream<T>& up, T* d_query, T* d_key, T* d_value) {
+  const std::vector<Part> of_head = parts_of(t);
+  const int64_t each = of_head.size();
   std::vector<Part> parts;
-  for (int64_t head = 0; head < t.kv; ++head) {
-    for (Part& part : parts_of(t)) parts.push_back(part);
-  }
-  const int64_t each = parts.size() / t.kv;
-  share_out<T>(parts.size(), [&] {
-    return [&](int64_t task) {
-      Part& part = parts[task];
-      part.d_key.assign((part.high - part.low) * t.width, 0.f);
-      part.d_value.assign((part.high - part.low) * t.value_width, 0.f);
-      for (int64_t tile = part.first; tile < part.past; ++tile) {
-        backward_task(Task<T>(t, in, task / each, tile), up, d_query, part.d_key.data(), part.d_value.data(), part.low);
-      }
-    };
+  for (int64_t head = 0; head < t.kv; ++head) parts.insert(parts.end(), of_head.begin(), of_head.end());
+  share_out<T>(parts.size(), [&](int64_t task) {
+    Part& part = parts[task];
+    part.d_key.assign((part.high - part.low) * t.width, 0.f);
+    part.d_value.assign((part.high - part.low) * t.value_width, 0.f);
+    for (int64_t tile = part.first; tile < part.past; ++tile) {
+      backward_task(Task<T>(t, in, task / each, tile), up, d_query, part.d_key.data(), part.d_value.data(), part.low);
+    }
   });
   const auto sum = [&](int64_t head, int64_t token, int64_t width, std::vector<float> Part::*own, T* out) {
     float row[kWidest] = {};

@@ -80,18 +80,7 @@ void attend_task(const Groups& g, const Inputs<T>& in, int64_t n, int64_t head, 
         top[c] = std::max(top[c], score);
       }
     }
-    for (int64_t l = 0; l < padded; l += kWord<T>) {
-      for (int64_t k = l; k < l + kWord<T>; ++k) {
-        float* row = scores + k * size;
-        if (begin + k < oldest || begin + k >= length) {
-          std::fill_n(row, size, 0.f);
-          continue;
-        }
-#pragma omp simd
-        for (int64_t c = 0; c < size; ++c) sum[c] += row[c] = exponential(row[c] - top[c]);
-      }
-      pack_words(scores + l * size, size, weights + l * size);
-    }
+    weigh(scores, oldest - begin, length - begin, padded, size, top, sum, weights);
     std::fill_n(result, g.value_width * size, 0.f);
     for (int64_t l = 0; l < padded; l += kBlock) {
       multiply(g.value_width, size, kBlock, values + (begin + l) * g.value_width, kBlock, weights + l * size, result, size,
@@ -124,8 +113,8 @@ extern "C" int forethink_group_attention(int half, const Groups* groups, const v
   const auto run = [&]<typename T>(T* result) {
     const Inputs<T> in{static_cast<const T*>(query), static_cast<const T*>(prompt_k), static_cast<const T*>(prompt_v),
                        static_cast<const T*>(own_k), static_cast<const T*>(own_v)};
-    share_out<T>(groups->groups * groups->kv, [&] {
-      return [&](int64_t task) { attend_task(*groups, in, task / groups->kv, task % groups->kv, result); };
+    share_out<T>(groups->groups * groups->kv, [&](int64_t task) {
+      attend_task(*groups, in, task / groups->kv, task % groups->kv, result);
     });
   };
   return guarded([&] { half ? run(static_cast<at::BFloat16*>(out)) : run(static_cast<float*>(out)); });
@@ -135,17 +124,15 @@ extern "C" int forethink_group_attention(int half, const Groups* groups, const v
 extern "C" int forethink_pack_values(int half, const Groups* groups, const void* values, void* out) {
   const Groups& g = *groups;
   const auto run = [&]<typename T>(T* result) {
-    share_out<T>(g.groups * g.kv, [&] {
-      return [&](int64_t task) {
-        const T* from = static_cast<const T*>(values) + task * g.places * g.value_width;
-        std::vector<T> block(kBlock * g.value_width);
-        for (int64_t b = 0; b < g.blocks; ++b) {
-          const int64_t some = std::clamp<int64_t>(g.lengths[task / g.kv] - b * kBlock, 0, kBlock);
-          std::fill(block.begin(), block.end(), T(0.f));
-          std::copy_n(from + b * kBlock * g.value_width, some * g.value_width, block.begin());
-          transpose_block(block.data(), g.value_width, result + (task * g.blocks + b) * kBlock * g.value_width);
-        }
-      };
+    share_out<T>(g.groups * g.kv, [&](int64_t task) {
+      const T* from = static_cast<const T*>(values) + task * g.places * g.value_width;
+      std::vector<T> block(kBlock * g.value_width);
+      for (int64_t b = 0; b < g.blocks; ++b) {
+        const int64_t some = std::clamp<int64_t>(g.lengths[task / g.kv] - b * kBlock, 0, kBlock);
+        std::fill(block.begin(), block.end(), T(0.f));
+        std::copy_n(from + b * kBlock * g.value_width, some * g.value_width, block.begin());
+        transpose_block(block.data(), g.value_width, result + (task * g.blocks + b) * kBlock * g.value_width);
+      }
     });
   };
   return guarded([&] { half ? run(static_cast<at::BFloat16*>(out)) : run(static_cast<float*>(out)); });

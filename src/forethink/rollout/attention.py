@@ -201,7 +201,6 @@ class GroupCache(Cache):
         """Attention of one token a row, [R, query heads, 1, width] → [R, 1, query heads, width]."""
         layer = self.by_layer[layer_idx]
         r, heads, _, width = query.shape
-        n, g, own = len(self.lengths), self.widest, max(self.lengths)  # where own tokens' places begin
         query = query.reshape(r, layer.own_k.shape[1], -1, width)
         if softcap is None and kernels.takes(query, layer.own_k, layer.own_v):
             if layer.packed_v is None:
@@ -209,6 +208,7 @@ class GroupCache(Cache):
             counts, own_kv = (self.length_n, self.step_n, self.first_n), (layer.own_k, layer.own_v)
             out = kernels.group_attention(query, layer.prompt_k, layer.packed_v, *own_kv, counts, scaling, window)
             return out.view(r, 1, heads, -1)
+        n, g, own = len(self.lengths), self.widest, max(self.lengths)  # where own tokens' places begin
         query = query * scaling
         scores = self._by_group(query, n, g) @ layer.prompt_k.transpose(-1, -2)
         scores[..., own:] = self._by_group(query @ layer.own_k.transpose(-1, -2), n, g)
