@@ -34,9 +34,12 @@ def test_lengths_vary_where_no_token_stands_out() -> None:
     assert {len(restated(list(range(100)), 6, rng)) for _ in range(300)} == set(range(3, 13))
 
 
+@pytest.mark.parametrize("tail", [6, 0])
 @pytest.mark.parametrize("style", sorted(WORDINGS))
 @pytest.mark.parametrize("best", [" the", "{", "}", "\\", "\n", "\n\n", " ", "4", "é", ".\n"])
-def test_the_box_holds_the_policys_own_choice_and_the_thought_its_candidates(smollm2_tokenizer, style, best) -> None:
+def test_the_box_holds_the_policys_own_choice_and_the_thought_its_candidates(
+    smollm2_tokenizer, style, best, tail
+) -> None:
     table = token_bytes(smollm2_tokenizer)
 
     def encode(text: bytes) -> list[int]:
@@ -46,14 +49,16 @@ def test_the_box_holds_the_policys_own_choice_and_the_thought_its_candidates(smo
     first, second, third = encode(best.encode())[0], encode(b" or")[0], encode(b" unlikely")[0]
     own = Candidates((first, second, third), (0.5, 0.2, 0.04))
     for seed in range(20):
-        ids = thought(context, own, table, encode, style, 6, 3, random.Random(seed))
+        ids = thought(context, own, table, encode, style, tail, 3, random.Random(seed))
         text = b"".join(table[token] for token in ids)
         answer = read(text, finish="stop")
         assert answer.status is Status.BOXED and answer.prediction == table[first]
-        written = [one for one in WORDINGS[style] if text.startswith(one.opening.encode())]
+        wordings = WORDINGS[style if tail else "candidates"]
+        written = [one for one in wordings if text.startswith(one.opening.encode())]
         assert len(written) == 1
         end = text.removeprefix(written[0].opening.encode()).split(written[0].between.encode())
-        assert b"".join(table[token] for token in context).endswith(end[0].removesuffix(table[first]))
+        copied = end[0].removesuffix(table[first])
+        assert b"".join(table[token] for token in context).endswith(copied) and bool(copied) == bool(tail)
         assert b" unlikely" not in text  # under a tenth of the first one's probability
         assert written[0].between.encode() + b" or" in text
 

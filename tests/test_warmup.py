@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from forethink.models import load_model
 from forethink.rollout import make_engine
 from forethink.rundir import RunDir
+from forethink.training import probe
 from forethink.training.warmup import _Stage
 from trainers import prepare, train_settings
 
@@ -45,3 +49,18 @@ def test_a_probe_before_the_examples_does_not_change_them(home) -> None:
     fresh, probed = (stage(home, name, "warmup.replay=0.5") for name in ("fresh", "probed"))
     probed.probe(0)
     assert fresh.examples() == probed.examples()
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_gemma"])
+def test_candidates_are_the_models_own_in_any_order_of_contexts(name, request, monkeypatch) -> None:
+    model = request.getfixturevalue(name)
+    rng = random.Random(0)
+    documents = [[rng.randrange(1000) for _ in range(40)] for _ in range(3)]
+    contexts = [document[:end] for document in documents for end in (1, 7, 20, 39)]
+    rng.shuffle(contexts)
+    monkeypatch.setattr(probe, "_AT_ONCE", 5)
+    found = probe.candidates(model, contexts, 3, Counter())
+    for context, own in zip(contexts, found, strict=True):
+        top = model(input_ids=torch.tensor([context])).logits[0, -1].softmax(-1).topk(3)
+        assert own.ids == tuple(top.indices.tolist())
+        assert own.probabilities == pytest.approx(top.values.tolist(), rel=1e-4)

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethink.flops import Flops
 from forethink.head import head_logits
-from forethink.packing import body_states, pack, spare_pairs
+from forethink.packing import body_states
 from forethink.rewards import degenerate, outcome
 from forethink.rollout import Engine, generate_counted
 from forethink.templates import Template, read
+from forethink.training.forward import Packer
 from forethink.types import Answer, Outcome, Problem, Status
+
+_AT_ONCE = 512  # contexts packed together
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,37 @@ class Candidates:
 
 @torch.no_grad()
 def candidates(
-    model: PreTrainedModel, contexts: Sequence[Sequence[int]], k: int, spent: Counter[str], max_tokens: int = 4096
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    k: int,
+    spent: Counter[str],
+    packer: Packer | None = None,
 ) -> list[Candidates]:
     """The k most probable next tokens after each bare context (token ids, any BOS included), without a thought.
 
-    Contexts that are prefixes of one document share one forward pass. The operations are added to ``spent`` as
-    ``flops/candidates``.
+    Contexts that are prefixes of one document share one forward pass, wherever in the list they stand. The operations
+    are added to ``spent`` as ``flops/candidates``.
+
+    Args:
+        packer: the model's, from an earlier call; a new one checks the model's attention first.
     """
+    packer = packer or Packer(model)
     cost = Flops.of(model)
     found: list[Candidates] = [Candidates((), ())] * len(contexts)
-    # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
-    sequences, starts = [[*context, 0] for context in contexts], [len(context) for context in contexts]
-    for tree in pack(sequences, starts, max_tokens, free_pairs=spare_pairs(model.device)):
-        one = tree.to(model.device)
-        logits = head_logits(model, body_states(model, one)[one.sources])
-        spent["flops/candidates"] += cost.forward(len(one.ids_t), one.pairs, len(logits))
-        top = logits.softmax(-1).topk(k, -1)
-        for row, member in enumerate(one.members):
-            found[member] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))
+    order = sorted(range(len(contexts)), key=lambda i: list(contexts[i]))  # one document's follow one another
+    bar = tqdm(total=len(order), desc="candidates", unit="position", disable=None if len(order) > _AT_ONCE else True)
+    for begin in range(0, len(order), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
+        for tree in packer([[*contexts[i], 0] for i in some], [len(contexts[i]) for i in some]):
+            one = tree.to(model.device)
+            logits = head_logits(model, body_states(model, one)[one.sources])
+            spent["flops/candidates"] += cost.forward(len(one.ids_t), one.pairs, len(logits))
+            top = logits.softmax(-1).topk(k, -1)
+            for row, member in enumerate(one.members):
+                found[some[member]] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))
+        bar.update(len(some))
+    bar.close()
     return found
 
 

@@ -67,6 +67,8 @@ def restated(context: Sequence[int], tail: int, rng: random.Random) -> Sequence[
     the end. From a token that occurs nowhere else the copy cannot continue another place of the context; and since its
     length varies, only the end of the context itself tells where to stop.
     """
+    if not tail:
+        return ()
     counts = Counter(context)
     lengths = range(max(1, tail // 2), 2 * tail + 1)
     within = [length for length in lengths if length <= len(context)] or [len(context)]
@@ -91,11 +93,11 @@ def thought(
         token_bytes: bytes of every token id, for the box's escapes.
         encode: bytes → token ids of a continuation.
         style: "steps" or "candidates", the template's.
-        tail: about how many tokens of the end are written down again; see `restated`.
+        tail: about how many tokens of the end are written down again; see `restated`. 0: the candidates come first.
         hypotheses: candidates listed at most; those under a tenth of the first one's probability are left out.
         rng: chooses the wording and the length of the end.
     """
-    wording = rng.choices(WORDINGS[style], _WEIGHTS)[0]
+    wording = rng.choices(WORDINGS[style if tail else "candidates"], _WEIGHTS)[0]
     best = own.ids[0]
     floor = own.probabilities[0] / 10
     others = [t for t, p in zip(own.ids[1:hypotheses], own.probabilities[1:hypotheses], strict=True) if p >= floor]

@@ -72,6 +72,7 @@ class _Stage:
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
+        from forethink.training.forward import Packer
 
         keep_memory(config.model.device)
         self.config, self.settings, self.run = config, config.warmup, run
@@ -110,13 +111,14 @@ class _Stage:
         self.cost = Flops.of(self.twin)
         self.spent: Counter[str] = Counter()  # probes and candidates included; seconds are the training loop's
         self.began = time.monotonic()
+        self.packer = Packer(self.twin)
         self.own = [self.table[c.ids[0]] for c in self._candidates(self.probed, 1)]
 
     def _candidates(self, problems: Sequence[Problem], k: int) -> list[Any]:
         """The untrained policy's own next tokens: asked before the engine's first new weights."""
         from forethink.training.probe import candidates
 
-        return candidates(self.twin, [[*self.bos, *p.context_ids] for p in problems], k, self.spent)
+        return candidates(self.twin, [[*self.bos, *p.context_ids] for p in problems], k, self.spent, self.packer)
 
     def probe(self, step: int) -> Any:
         """Load the present weights into the engine, sample, count, log."""
@@ -154,7 +156,7 @@ class _Stage:
         shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)  # of no use beside the final weights
 
     def examples(self) -> list[Any]:
-        """All examples in training order. Each document's contexts share one pass for their candidates."""
+        """All examples in training order."""
         from forethink.training.supervised import Example
         from forethink.training.thoughts import interleaved, thought
 
@@ -166,20 +168,17 @@ class _Stage:
         def encode(text: bytes) -> list[int]:
             return list(self.tokenizer(text.decode(), add_special_tokens=False)["input_ids"])
 
-        for start in range(0, len(chosen), 64):
-            batch = chosen[start : start + 64]
-            for at, (problem, own) in enumerate(
-                zip(batch, self._candidates(batch, self.settings.candidates), strict=True), start + 1
-            ):
-                prompt = self.template.render(problem, self.tokenizer)
-                reply = thought(
-                    problem.context_ids, own, self.table, encode, self.template.style, self.settings.tail,
-                    self.settings.candidates, rng,
-                )  # fmt: skip
-                # A block of one document's problems ends with its longest context, which is learnt as plain text too.
-                ends = at == len(chosen) or chosen[at].document != problem.document
-                text = (*self.bos, *problem.context_ids) if self.settings.ntp_weight and ends else ()
-                made.append(Example((*prompt, *reply, *end), len(prompt), text if len(text) > 1 else ()))
+        candidates = self._candidates(chosen, self.settings.candidates)
+        for at, (problem, own) in enumerate(zip(chosen, candidates, strict=True), 1):
+            prompt = self.template.render(problem, self.tokenizer)
+            reply = thought(
+                problem.context_ids, own, self.table, encode, self.template.style, self.settings.tail,
+                self.settings.candidates, rng,
+            )  # fmt: skip
+            # A block of one document's problems ends with its longest context, which is learnt as plain text too.
+            ends = at == len(chosen) or chosen[at].document != problem.document
+            text = (*self.bos, *problem.context_ids) if self.settings.ntp_weight and ends else ()
+            made.append(Example((*prompt, *reply, *end), len(prompt), text if len(text) > 1 else ()))
         return list(interleaved(made, self._replays(chosen, round(self.settings.replay * len(made)))))
 
     def _replays(self, chosen: Sequence[Problem], count: int) -> list[Any]:
