@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forethink.flops import Flops
@@ -50,8 +51,9 @@ def candidates(
     cost = Flops.of(model)
     found: list[Candidates] = [Candidates((), ())] * len(contexts)
     order = sorted(range(len(contexts)), key=lambda i: list(contexts[i]))  # one document's follow one another
-    bar = tqdm(total=len(order), desc="candidates", unit="position", disable=None if len(order) > _AT_ONCE else True)
-    for begin in range(0, len(order), _AT_ONCE):
+    console = Console(stderr=True)
+    quiet = len(order) <= _AT_ONCE or not console.is_terminal
+    for begin in track(range(0, len(order), _AT_ONCE), "candidates", console=console, disable=quiet):
         some = order[begin : begin + _AT_ONCE]
         # The token asked for is not looked at: one that is in every vocabulary closes each sequence.
         for tree in packer([[*contexts[i], 0] for i in some], [len(contexts[i]) for i in some]):
@@ -61,8 +63,6 @@ def candidates(
             top = logits.softmax(-1).topk(k, -1)
             for row, member in enumerate(one.members):
                 found[some[member]] = Candidates(tuple(top.indices[row].tolist()), tuple(top.values[row].tolist()))
-        bar.update(len(some))
-    bar.close()
     return found
 
 
