@@ -47,21 +47,29 @@ def accuracy(data: Record, *arms: str) -> str:
 
 
 def differences(data: Record, *arms: str) -> str:
-    """Paired differences that evaluations were held against."""
-    rows = []
+    """Paired differences that evaluations were held against; reasoning less the other's plain where counted."""
+    found = []
     for label, run, _, record in picked(data, "evals", arms):
         if record is None:
-            rows.append([label, "–", "–", "–", "–", NOT_YET, NOT_YET])
+            found.append(([label, "–", "–", "–", "–"], None))
             continue
         for other in record.get("against", []):
             for row in other["rows"]:
                 if row["kind"] == "nested":
-                    cells = [
-                        percent(row[k]["difference"], row[k].get("interval"), "+") for k in ("plain", "reasoning")
-                    ]
                     against = Path(other["folder"]).name
-                    rows.append([label, against, seed_of(run, record), row["split"], str(row["positions"]), *cells])
-    return grid(["model", "less", "seed", "split", "n", "plain, points", "reasoning, points"], rows)
+                    found.append(([label, against, seed_of(run, record), row["split"], str(row["positions"])], row))
+    names = {"plain": "plain, points", "reasoning": "reasoning, points"}
+    if any(row and "reasoning_less_plain" in row for _, row in found):
+        names["reasoning_less_plain"] = "reasoning less the other's plain, points"
+    rows = []
+    for cells, row in found:
+        shown = [NOT_YET if row is None else _difference(row.get(name)) for name in names]
+        rows.append([*cells, *shown])
+    return grid(["model", "less", "seed", "split", "n", *names.values()], rows)
+
+
+def _difference(cell: Record | None) -> str:
+    return "–" if cell is None else percent(cell["difference"], cell.get("interval"), "+")
 
 
 def cost(data: Record) -> str:

@@ -80,6 +80,9 @@ def test_paired_intervals_are_those_computed_by_hand(tmp_path: Path) -> None:
     # and 97.5 % lie at the ends.
     assert difference(result, "apart") == {"ours": 0.5, "theirs": 0.25, "difference": 0.25, "interval": [0.0, 0.5]}
     assert difference(result, "apart", "plain")["interval"] == [1.0, 1.0]  # right everywhere against nowhere
+    # Its reasoning, right in every reply of one document and in none of the other, less a plain accuracy of nought.
+    less = difference(result, "apart", "reasoning_less_plain")
+    assert less == {"ours": 0.5, "theirs": 0.0, "difference": 0.5, "interval": [0.0, 1.0]}
     assert difference(result, "gone")["interval"] == [0.0, 1.0] and difference(result, "gone")["difference"] == 0.5
 
 

@@ -141,6 +141,7 @@ def test_tables_of_a_real_run(summary: Path) -> None:
     assert first in table and "| never | – | – | *not yet run* |" in table
     assert table.count("\n") == 4
     paired = make.render("differences small", folder)
+    assert "reasoning less the other's plain" in paired  # a column of summaries that have it
     assert "| small/after | before | – | easy |" in paired and "+0.0 (+0.0 … +0.0)" in paired
     cost = make.render("cost small", folder)
     assert "| small/train (running) | train | 3 | 2 | 9 | – |" in cost

@@ -118,7 +118,7 @@ class Warmup(_Section):
     learning_rate: float = Field(default=3e-3, gt=0)  # for LoRA; all weights bear about a thirtieth of it
     batch: int = Field(default=16, ge=1)  # examples a step; small ones learn the form soonest
     micro_batch: int = Field(default=16, ge=1)  # examples a backward pass, of one document where it has as many
-    tail: int = Field(default=6, ge=0)  # a thought restates half to twice as many tokens of the context's end
+    tail: int = Field(default=0, ge=0)  # a thought restates half to twice as many tokens of the context's end first
     candidates: int = Field(default=2, ge=1)  # hypotheses listed in a thought
     lora_rank: int = Field(default=16, ge=0)  # 0: full weights
     ntp_weight: float = Field(default=0.0, ge=0)  # λ of λ·NTP on the contexts, against forgetting

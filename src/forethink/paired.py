@@ -110,6 +110,14 @@ def paired_bootstrap(
     return float(differences.mean()), float(low), float(high)
 
 
+# By name: what is taken of our positions and of theirs.
+_COMPARED = {
+    "plain": ("plain", "plain"),
+    "reasoning": ("right", "right"),
+    "reasoning_less_plain": ("right", "plain"),
+}
+
+
 def differences(
     ours: Sequence[Mapping[str, Any]],
     theirs: Sequence[Mapping[str, Any]],
@@ -117,8 +125,10 @@ def differences(
     resamples: int,
     seed: int,
 ) -> list[Record]:
-    """Split by split, the difference in plain and reasoning accuracy (ours − theirs) on the same positions.
+    """Split by split, the difference in accuracy (ours − theirs) on the same positions, in three ways.
 
+    ``plain`` and ``reasoning`` are like against like; ``reasoning_less_plain`` is our reasoning accuracy less their
+    plain one, the paper's comparison of a thinking policy with the model it came from (arXiv 2506.08007, table 1).
     Both lists hold the same positions in the same order; ``interval`` is None in splits of fewer than two documents,
     and splits without positions are left out.
     """
@@ -129,9 +139,10 @@ def differences(
             continue
         clusters = [a["document"] for a, _ in pairs]
         row: Record = {"split": split.name, "kind": split.kind, "positions": len(pairs)}
-        for name, key in (("plain", "plain"), ("reasoning", "right")):
+        for name, keys in _COMPARED.items():
             values = [
-                [p[key] / (1 if key == "plain" else p["samples"]) for p in side] for side in zip(*pairs, strict=True)
+                [p[key] / (1 if key == "plain" else p["samples"]) for p in side]
+                for key, side in zip(keys, zip(*pairs, strict=True), strict=True)
             ]
             mean, low, high = paired_bootstrap(values[0], values[1], clusters, resamples, seed)
             row[name] = {

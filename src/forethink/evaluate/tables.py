@@ -137,6 +137,10 @@ def _label(row: Mapping[str, Any]) -> str:
     return f"{row['split']} (> {nats(row['above'])})" if row["kind"] == "nested" and "above" in row else row["split"]
 
 
+# What a comparison's columns are called; the last is our reasoning accuracy less their plain one.
+_COMPARED = {"plain": "plain", "reasoning": "reasoning", "reasoning_less_plain": "reasoning − plain"}
+
+
 def show(result: Mapping[str, Any]) -> None:
     """Print an evaluation's table, and one for every comparison; plain text where standard output is no terminal."""
     from rich import box
@@ -170,9 +174,9 @@ def show(result: Mapping[str, Any]) -> None:
         f"perplexity {'–' if perplexity is None else f'{perplexity:.2f}'} over {result['context_tokens']:,} tokens"
     )
     for one in result["against"]:
-        made = table(f"difference to {one['folder']}, percentage points", "split", "n", "plain", "reasoning")
+        made = table(f"difference to {one['folder']}, percentage points", "split", "n", *_COMPARED.values())
         for row in one["rows"]:
-            cells = [_percent(row[k]["difference"], row[k]["interval"], "+") for k in ("plain", "reasoning")]
+            cells = [_percent(row[k]["difference"], row[k]["interval"], "+") if k in row else "–" for k in _COMPARED]
             made.add_row(row["split"], str(row["positions"]), *cells)
         console.print(made)
 

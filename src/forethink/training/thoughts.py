@@ -1,10 +1,10 @@
 """Thoughts for the warm start, made of what the policy itself believes and never of the true token.
 
 A model that has only ever written answers has to learn two things: to use, inside a thought, what it knows as a
-language model, and to say the result in the form. Both are shown by the simplest line of reasoning there is: write
-the end of the text down again, go on from there, list what else could have come, decide, box. Restating the end puts
-the model's attention where its next-token knowledge is; the token that follows the restated end is the policy's own
-arg-max, so nothing is taught about the text that the policy did not know.
+language model, and to say the result in the form. Both are shown by the simplest line of reasoning there is: name how
+the text could go on, list what else could come, decide, box. The candidates are the policy's own and the box holds its
+own arg-max, so nothing is taught about the text that the policy did not know. On request the thought first writes
+the end of the text down again; the default until thoughts without it were found to be learnt sooner (docs/log.md).
 
 Restated words and candidates are the document's and the policy's own token ids, not re-tokenised text: the copy is
 then the same sequence the model has just read.
