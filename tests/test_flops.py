@@ -147,7 +147,7 @@ def test_a_whole_run_of_the_plain_baseline(model, tmp_path, smollm2_tokenizer) -
 
 
 def test_a_whole_warm_start(model, tmp_path, smollm2_tokenizer, monkeypatch) -> None:
-    """Candidates, probes and updates, less the two comparisons with a plain pass that a process begins with."""
+    """Candidates, probes and updates, less the three comparisons with a plain pass that a process begins with."""
     checks: list[int] = []
 
     def weighed(check):
@@ -172,5 +172,7 @@ def test_a_whole_warm_start(model, tmp_path, smollm2_tokenizer, monkeypatch) -> 
     result = json.loads((run / "warmup" / "run.json").read_text())["result"]
     assert result["flops"] == sum(result[f"flops/{kind}"] for kind in ("rollout", "candidates", "update"))
     assert result["tokens"] == result["tokens/generated"] + result["tokens/update"]
-    assert len(checks) == 2 and all(checks)
+    assert len(checks) == 3 and all(
+        checks
+    )  # of groups; of trees, by the policy that names candidates and by the one trained
     assert result["flops"] == pytest.approx(real - sum(checks), rel=0.05)
