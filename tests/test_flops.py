@@ -172,7 +172,6 @@ def test_a_whole_warm_start(model, tmp_path, smollm2_tokenizer, monkeypatch) -> 
     result = json.loads((run / "warmup" / "run.json").read_text())["result"]
     assert result["flops"] == sum(result[f"flops/{kind}"] for kind in ("rollout", "candidates", "update"))
     assert result["tokens"] == result["tokens/generated"] + result["tokens/update"]
-    assert len(checks) == 3 and all(
-        checks
-    )  # of groups; of trees, by the policy that names candidates and by the one trained
+    # Of groups; of trees, by the policy that names candidates and by the one that is trained.
+    assert len(checks) == 3 and all(checks)
     assert result["flops"] == pytest.approx(real - sum(checks), rel=0.05)
