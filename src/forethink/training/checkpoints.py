@@ -8,11 +8,14 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from forethink.types import ForethinkError
+
+if TYPE_CHECKING:
+    from forethink.config import Model
 
 SPENT = "spent.json"  # in a checkpoint: tokens, FLOPs and seconds until then
 _COMPLETE = "complete"  # written last: a folder without it was being written when the run was killed
@@ -68,6 +71,36 @@ def goes_on(adapter: str | None, rank: int) -> bool:
     except (OSError, ValueError):
         return False  # loading it says what is wrong
     return bool(made.get("r") == rank)
+
+
+def starting_point(model: Model, start: str | None) -> tuple[str, str | None]:
+    """The weights that training starts from: a model, and the adapter on it that is gone on with or merged.
+
+    Args:
+        model: the policy, as ``[model]`` names it.
+        start: a model's folder or name, or the folder of an adapter on that policy; None: the policy as it is named.
+    """
+    if start is None:
+        return model.name, model.adapter
+    return (model.name, start) if (Path(start) / "adapter_config.json").is_file() else (start, None)
+
+
+def refuse_adapter_on_adapter(adapter: str | None, rank: int, key: str) -> None:
+    """Raise where training would save an adapter that belongs on another one, and not on a model on disk.
+
+    Args:
+        adapter: what training starts from.
+        rank: of the adapter that it trains; 0: all weights.
+        key: the rank's name in the configuration.
+
+    Raises:
+        ForethinkError: it would.
+    """
+    if adapter is not None and rank and not goes_on(adapter, rank):
+        raise ForethinkError(
+            f"{adapter}: an adapter on an adapter cannot be loaded again; set {key} to its rank, to go on with it, "
+            "or to 0."
+        )
 
 
 def lora_config(rank: int) -> object:

@@ -34,7 +34,7 @@ from forethink.records import read_problems, read_scored, scored_metadata, score
 from forethink.rundir import RunDir, hash_file
 from forethink.spent import stage_total, totals
 from forethink.tokens import document_start, encode_document, token_bytes
-from forethink.training.checkpoints import Keep, goes_on, with_lora
+from forethink.training.checkpoints import Keep, goes_on, refuse_adapter_on_adapter, starting_point, with_lora
 from forethink.training.forward import base_of
 from forethink.training.progress import LINE_EVERY, Bar
 from forethink.training.supervised import Log, SupervisedTrainer, train_to_end
@@ -199,20 +199,6 @@ def _budget(config: Config) -> tuple[float, dict[str, str]]:
     return amount, {str(folder / "run.json"): hash_file(folder / "run.json") for folder in sources}
 
 
-def _start(config: Config) -> tuple[str, str | None]:
-    """The weights training starts from: a model, and an adapter that it goes on with or merges (`goes_on`)."""
-    start = config.ntp.start
-    name, adapter = config.model.name, config.model.adapter
-    if start is not None:
-        name, adapter = (name, start) if (Path(start) / "adapter_config.json").is_file() else (start, None)
-    if adapter is not None and config.ntp.lora_rank and not goes_on(adapter, config.ntp.lora_rank):
-        raise ForethinkError(
-            f"{adapter}: an adapter on an adapter cannot be loaded again; set ntp.lora_rank to its rank, to go "
-            "on with it, or to 0."
-        )
-    return name, adapter
-
-
 def _documents(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sequence[int]]:
     """Token ids of every document that gave a training problem, in the corpus's order."""
     score, problems = stage_folder(config, "score"), stage_folder(config, "problems")
@@ -247,7 +233,8 @@ def run_ntp(config: Config) -> Path:
     if not problems.is_file():
         raise ForethinkError(f"{problems}: no such problems; run `forethink problems` with the same run=… first.")
     amount, sources = _budget(config)
-    start, adapter = _start(config)
+    start, adapter = starting_point(config.model, knobs.start)
+    refuse_adapter_on_adapter(adapter, knobs.lora_rank, "ntp.lora_rank")
     inputs = {str(file): hash_file(file) for file in (*shards, problems)} | sources | model_inputs(start)
     inputs |= model_inputs(adapter) if adapter is not None else {}
     run = RunDir(Path(config.run) / knobs.name, "ntp", config, ("model", "ntp"), inputs)

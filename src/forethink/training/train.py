@@ -95,15 +95,13 @@ class Stage:
 
     def _start(self) -> tuple[str, str | None]:
         """The weights training starts from: a model, and an adapter that it goes on with or merges (`goes_on`)."""
+        from forethink.training.checkpoints import starting_point
+
         start = self.config.train.start
         if start is None:  # a start that is named needs no warm start, so a parent's may be of another recipe
             warm = stage_folder(self.config, "warmup") / "model"
             start = str(warm) if warm.is_dir() else None
-        if start is None:
-            return self.config.model.name, self.config.model.adapter
-        if (Path(start) / "adapter_config.json").is_file():
-            return self.config.model.name, start
-        return start, None
+        return starting_point(self.config.model, start)
 
     def train(self) -> None:
         """Load, train, save."""

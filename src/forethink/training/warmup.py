@@ -47,13 +47,18 @@ def run_warmup(config: Config) -> Path:
     Raises:
         ForethinkError: there are no problems, or they were made with another tokenizer.
     """
+    from forethink.models import model_inputs
+    from forethink.training.checkpoints import refuse_adapter_on_adapter, starting_point
+
     folder = stage_folder(config, "problems")
     source = folder / "train.parquet"
     if not source.exists():
         raise ForethinkError(f"{folder}: holds no training problems; run `forethink problems` first.")
-    run = RunDir(
-        Path(config.run) / "warmup", "warmup", config, ("model", "template", "rollout", "warmup"), hash_inputs(source)
-    )
+    start, adapter = starting_point(config.model, config.warmup.start)
+    refuse_adapter_on_adapter(adapter, config.warmup.lora_rank, "warmup.lora_rank")
+    inputs = hash_inputs(source) | (model_inputs(start) if config.warmup.start is not None else {})
+    inputs |= model_inputs(adapter) if adapter is not None else {}
+    run = RunDir(Path(config.run) / "warmup", "warmup", config, ("model", "template", "rollout", "warmup"), inputs)
     if run.done:
         print(f"{run.path}: done before")
         return run.path
@@ -72,27 +77,28 @@ class _Stage:
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
+        from forethink.training.checkpoints import goes_on, starting_point
         from forethink.training.forward import Packer
 
         keep_memory(config.model.device)
         self.config, self.settings, self.run = config, config.warmup, run
         model = config.model
-        self.tokenizer = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code)
+        name, adapter = starting_point(model, self.settings.start)
+        self.tokenizer = load_tokenizer(name, trust_remote_code=model.trust_remote_code)
         made_with = problems_metadata(folder, "train").get("fingerprint")
         if made_with != fingerprint(self.tokenizer):
             raise ForethinkError(
-                f"{folder}: its problems were made with another tokenizer than {model.name}'s; run "
+                f"{folder}: its problems were made with another tokenizer than {name}'s; run "
                 "`forethink problems` again with this model."
             )
         self.template = load_template(config.template.name)
         self.table = token_bytes(self.tokenizer)
         self.bos = document_start(self.tokenizer)
         load = partial(
-            load_model, model.name, adapter=model.adapter, device=model.device,
-            trust_remote_code=model.trust_remote_code,
-        )  # fmt: skip
+            load_model, name, adapter=adapter, device=model.device, trust_remote_code=model.trust_remote_code
+        )
         # Two copies: fp32 master weights that train, and what answers and says its candidates, fast.
-        self.model = load(dtype=torch.float32)
+        self.model = load(dtype=torch.float32, merge=not goes_on(adapter, self.settings.lora_rank))
         self.twin = load(dtype=model.dtype)
         self.engine = make_engine(
             config.rollout, self.twin, self.tokenizer, thought_open=self.template.opens_thought(self.tokenizer)
@@ -136,7 +142,8 @@ class _Stage:
     def run_or_skip(self) -> None:
         """Probe the untrained policy; train unless it already answers in the form."""
         before = self.probe(0)
-        if before.box >= self.settings.skip_box_rate:
+        enough = self.settings.skip_box_rate
+        if enough is not None and before.box >= enough:
             print(f"warm start skipped: the policy boxes {before.box:.0%} of its replies already")
             self._finish({"skipped": True, "before": before.record()}, time.monotonic() - self.began)
             return
