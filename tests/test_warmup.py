@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from forethink.models import load_model
 from forethink.rollout import make_engine
 from forethink.rundir import RunDir
 from forethink.training import probe
-from forethink.training.warmup import _Stage
+from forethink.training.warmup import _Stage, run_warmup
+from forethink.types import ForethinkError
 from trainers import prepare, train_settings
 
 
@@ -64,3 +67,46 @@ def test_candidates_are_the_models_own_in_any_order_of_contexts(name, request, m
         top = model(input_ids=torch.tensor([context])).logits[0, -1].softmax(-1).topk(3)
         assert own.ids == tuple(top.indices.tolist())
         assert own.probabilities == pytest.approx(top.values.tolist(), rel=1e-4)
+
+
+def warm(home: Path, name: str, *overrides: str) -> Path:
+    """A short warm start in a run of its own, on the same problems; its model's folder."""
+    sizes = ("warmup.examples=12", "warmup.batch=4", "warmup.micro_batch=4", "warmup.probe_positions=2")
+    fixed = ("warmup.lora_rank=2", "rollout.max_tokens=4", *sizes)
+    shutil.copytree(home / "run", home / name)
+    return run_warmup(train_settings(home / name, *fixed, *overrides)) / "model"
+
+
+def test_a_second_warm_start_goes_on_with_the_firsts_adapter(home, capsys) -> None:
+    first = warm(home, "first", "warmup.learning_rate=1e-2")
+    name = train_settings(home / "run").model.name
+    begun = {"warmup.start": str(first), "warmup.skip_box_rate": "none"}
+    again = [f"{key}={value}" for key, value in begun.items()]
+    still = warm(home, "still", *again, "warmup.learning_rate=1e-30")
+    second = warm(home, "second", *again, "warmup.learning_rate=1e-2")
+    one, same, two = (load_file(folder / "adapter_model.safetensors") for folder in (first, still, second))
+    assert all(torch.allclose(one[key], same[key], atol=1e-6) for key in one)
+    assert any(not torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+    # The second one's candidates are the warmed policy's own, not those of the policy below the adapter.
+    for folder in (first, second):
+        made = stage(home, f"asked {folder.parent.parent.name}", f"warmup.start={folder}", "model.dtype=float32")
+        policy = load_model(name, adapter=str(folder), dtype="float32", device="cpu")
+        contexts = [[*made.bos, *problem.context_ids] for problem in made.problems[:4]]
+        own = [made.table[policy(input_ids=torch.tensor([ids])).logits[0, -1].argmax()] for ids in contexts]
+        assert [made.table[c.ids[0]] for c in made._candidates(made.problems[:4], 1)] == own
+
+
+def test_a_warm_start_is_skipped_by_its_starts_box_rate_unless_told_otherwise(home, capsys) -> None:
+    first = warm(home, "skipping", "warmup.skip_box_rate=0")
+    assert not first.exists() and "warm start skipped" in capsys.readouterr().out
+    assert warm(home, "never", "warmup.skip_box_rate=none").exists()
+
+
+def test_an_adapter_of_another_rank_is_refused_or_merged(home) -> None:
+    first = warm(home, "rank2")
+    with pytest.raises(ForethinkError, match=r"set warmup\.lora_rank to its rank, to go on with it, or to 0"):
+        warm(home, "rank3", f"warmup.start={first}", "warmup.lora_rank=3", "warmup.skip_box_rate=none")
+    with pytest.raises(ForethinkError, match=str(first)):
+        warm(home, "rank4", f"model.adapter={first}", "warmup.lora_rank=4", "warmup.skip_box_rate=none")
+    whole = warm(home, "whole", f"warmup.start={first}", "warmup.lora_rank=0", "warmup.skip_box_rate=none")
+    assert (whole / "model.safetensors").exists()
