@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forethink.config import Model
 from forethink.models import fingerprint, load_model, load_tokenizer
 from forethink.records import read_problems, write_problems
 from forethink.rescore import rescore
 from forethink.rewards import load_reward
 from forethink.rundir import read_jsonl
-from forethink.training.checkpoints import newest_checkpoint, save_model, with_lora
+from forethink.training.checkpoints import newest_checkpoint, save_model, starting_point, with_lora
 from forethink.training.train import Stage, run_stage, run_train
 from forethink.types import ForethinkError
 from trainers import make_problems, prepare, train_in_child, train_settings
@@ -183,6 +184,26 @@ def test_an_adapter_is_saved_and_loads_as_one(home) -> None:
     assert {name for (name, one), other in pairs if not torch.equal(one, other)} == {
         name for name, _ in plain.named_parameters() if "proj" in name
     }
+
+
+def test_where_training_starts(tmp_path: Path, capsys) -> None:
+    policy = Model(name="policy", adapter="adapter")
+    assert starting_point(policy, None) == ("policy", "adapter")
+    assert starting_point(policy, "some/model") == ("some/model", None)  # the policy's adapter is not for it
+    (tmp_path / "config.json").write_text("{}")
+    on_another = tmp_path / "on_another"
+    on_another.mkdir()
+    for named, base, said in (
+        ("policy", "policy", ""),
+        (str(tmp_path), str(tmp_path), ""),
+        ("gone", "policy", "gone"),
+    ):
+        (on_another / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": named}))
+        assert starting_point(policy, str(on_another)) == (base, str(on_another))
+        assert said in capsys.readouterr().err
+    (on_another / "adapter_config.json").write_text("{")
+    with pytest.raises(ForethinkError, match="cannot be read"):
+        starting_point(policy, str(on_another))
 
 
 def test_lora_of_the_same_rank_goes_on_with_the_warm_starts_adapter(home, tiny_llama, smollm2_tokenizer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from forethink.models import adapter_base
 from forethink.types import ForethinkError
 
 if TYPE_CHECKING:
@@ -78,11 +80,17 @@ def starting_point(model: Model, start: str | None) -> tuple[str, str | None]:
 
     Args:
         model: the policy, as ``[model]`` names it.
-        start: a model's folder or name, or the folder of an adapter on that policy; None: the policy as it is named.
+        start: a model's folder or name, or an adapter's folder, on the policy or on another model that it names
+            (`models.adapter_base`); None: the policy as it is named.
+
+    Raises:
+        ForethinkError: the adapter's configuration cannot be read.
     """
     if start is None:
         return model.name, model.adapter
-    return (model.name, start) if (Path(start) / "adapter_config.json").is_file() else (start, None)
+    if not (Path(start) / "adapter_config.json").is_file():
+        return start, None
+    return adapter_base(Path(start), model.name, lambda text: print(text, file=sys.stderr)), start
 
 
 def refuse_adapter_on_adapter(adapter: str | None, rank: int, key: str) -> None:

@@ -7,7 +7,6 @@ the packed update, checkpoints and logs are the same code.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,15 +112,9 @@ class _Finetune(Stage):
         return source_inputs(settings, settings.source, held_out_source(settings))
 
     def _start(self) -> tuple[str, str | None]:
-        from forethink.models import adapter_base
+        from forethink.training.checkpoints import starting_point
 
-        policy = self.config.model
-        start = self.config.finetune.start
-        if start is None:
-            return policy.name, policy.adapter
-        if (Path(start) / "adapter_config.json").is_file():
-            return adapter_base(Path(start), policy.name, lambda text: print(text, file=sys.stderr)), start
-        return start, None
+        return starting_point(self.config.model, self.config.finetune.start)
 
     def _template(self) -> Template:
         return load_template(self.config.questions.template)
