@@ -20,7 +20,7 @@ from forethink.evaluate.tables import draw, show, splits
 from forethink.models import fingerprint
 from forethink.problems import write_problems
 from forethink.rollout.scripted import ScriptedEngine
-from forethink.templates import box_closed, write
+from forethink.templates import box_closed, load_template, write
 from forethink.tokens import document_start, encode_document, token_bytes
 from forethink.types import ForethinkError, Problem
 
@@ -328,6 +328,28 @@ def test_an_adapter_folder_is_evaluated_on_its_model(setting, smollm2_tokenizer,
     before = {p.id: one.logprob for p, one in zip(ordered, plain_pass(tiny_llama, ordered, []), strict=True)}
     assert max(abs(p["logprob"] - expected[p["problem"]]) for p in positions) < 1e-3
     assert max(abs(p["logprob"] - before[p["problem"]]) for p in positions) > 1e-2
+
+
+def test_temperature_is_evaluation_s_own(setting, smollm2_tokenizer, tiny_llama):
+    config, problems = setting
+    own = {"eval__positions": 6, "rollout__max_tokens": 6}
+
+    def texts(folder: Path) -> list[str]:
+        return [json.loads(line)["bytes"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+    greedy = run_eval(config(eval__name="t0", eval__temperature=0, **own))
+    assert json.loads((greedy / "eval.json").read_text())["temperature"] == 0
+    template, table = load_template("v0"), token_bytes(smollm2_tokenizer)
+    for record in map(json.loads, (greedy / "samples.jsonl").read_text().splitlines()):
+        prompt = template.render(problems[record["problem"]], smollm2_tokenizer)
+        made = tiny_llama.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=record["tokens"])
+        expected = b"".join(table[token] for token in made[0, len(prompt) :].tolist())
+        assert base64.b64decode(record["bytes"]) == expected
+    warm = run_eval(config(eval__name="t1", eval__temperature=1.3, **own))
+    assert texts(warm) == texts(run_eval(config(eval__name="t2", rollout__temperature=1.3, **own)))
+    assert texts(warm) != texts(run_eval(config(eval__name="t3", **own))) != texts(greedy)
+    with pytest.raises(ForethinkError, match=r"eval\.temperature=0 gives 4 times the same reply; set eval\.samples=1"):
+        run_eval(config(eval__name="t4", eval__temperature=0, eval__samples=4))
 
 
 def test_bad_input_is_told_in_one_sentence(setting, smollm2_tokenizer, tmp_path):

@@ -118,6 +118,25 @@ def test_a_parent_made_by_an_earlier_version_is_taken(parent: Path) -> None:
         state.write_text(text)
 
 
+def test_a_file_may_be_named_in_two_ways(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, corpus, other = parent.parent / "twice", parent.parent / "corpus.jsonl", parent.parent / "other.jsonl"
+    for file in (corpus, other):
+        file.touch()
+    given = [f"parent={parent}", f"corpus.path={corpus}"]
+    RunDir(parent / "score", "score", train_settings(parent, *given[1:]), ("corpus",)).finish()
+    monkeypatch.chdir(parent)
+    for name in (str(corpus), "../corpus.jsonl", f"../../{parent.parent.name}/./corpus.jsonl"):
+        assert inherited(train_settings(child, given[0], f"corpus.path={name}"), "score") == parent / "score"
+    for name in ("../other.jsonl", "../absent.jsonl", "none"):
+        config = train_settings(child, given[0], f"corpus.path={name}")
+        with pytest.raises(ForethinkError, match=r"corpus\.path was '.*corpus\.jsonl', now"):
+            stage_folder(config, "score")
+    RunDir(parent / "score", "score", train_settings(parent, "corpus.path=../corpus.jsonl"), ("corpus",))
+    with pytest.raises(ForethinkError, match=r"corpus\.path was"):
+        RunDir(parent / "score", "score", train_settings(parent, "corpus.path=../other.jsonl"), ("corpus",))
+    shutil.rmtree(parent / "score")
+
+
 def test_what_the_parent_made_otherwise_is_not_taken(parent: Path) -> None:
     child = parent.parent / "other"
     config = train_settings(child, f"parent={parent}", "problems.selector=random")

@@ -15,6 +15,7 @@ from forethink.models import load_model
 from forethink.rollout import make_engine
 from forethink.rundir import RunDir
 from forethink.training import probe
+from forethink.training.checkpoints import starting_point
 from forethink.training.warmup import _Stage, run_warmup
 from forethink.types import ForethinkError
 from trainers import prepare, train_settings
@@ -29,7 +30,8 @@ def home(tmp_path_factory, tiny_llama, smollm2_tokenizer) -> Path:
 
 def stage(home: Path, name: str, *overrides: str) -> _Stage:
     config = train_settings(home / "run", "warmup.examples=12", "warmup.probe_positions=2", *overrides)
-    return _Stage(config, RunDir(home / name, "warmup", config, ("warmup",)), home / "run" / "problems")
+    run = RunDir(home / name, "warmup", config, ("warmup",))
+    return _Stage(config, run, home / "run" / "problems", *starting_point(config.model, config.warmup.start))
 
 
 def test_replies_of_the_untouched_policy_stand_among_the_thoughts(home, smollm2_tokenizer) -> None:

@@ -112,9 +112,7 @@ class Warmup(_Section):
     """Supervised training on thoughts made of the policy's own next-token candidates."""
 
     start: str | None = None  # a model or adapter folder, to go on with; [model] when absent
-    skip_box_rate: float | None = Field(
-        default=0.9, ge=0, le=1
-    )  # skipped where the untrained policy boxes at least this share; None: never
+    skip_box_rate: float | None = Field(default=0.9, ge=0, le=1)  # skipped where the policy boxes so many; None: never
     examples: int = Field(default=2400, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)  # for LoRA; all weights bear about a thirtieth of it
     batch: int = Field(default=16, ge=1)  # examples a step; small ones learn the form soonest
@@ -179,6 +177,7 @@ class Eval(_Section):
     base: str | None = None  # the model whose entropy sets the difficulty; the problems' own entropies when absent
     positions: int = Field(default=500, ge=1)
     samples: int = Field(default=1, ge=1)  # completions a position, for pass@1 and pass@k
+    temperature: float | None = Field(default=None, ge=0)  # 0: the most probable token; absent: rollout.temperature
     thresholds: tuple[float, ...] = (0.5, 1.0, 1.5)  # easy, medium, hard; nats
     per_split: bool = False  # `positions` for each nested split instead of for all of them together
     bootstrap: int = Field(default=2000, ge=100)

@@ -126,14 +126,16 @@ def model_config(name: str, *, trust_remote_code: bool = False) -> PretrainedCon
         raise _loading_error(name, "configuration", error) from None
 
 
-def model_inputs(name: str) -> dict[str, str]:
-    """What identifies a model in a run folder: SHA-256 of its local files, or the hub id.
+def model_inputs(name: str, adapter: str | None = None) -> dict[str, str]:
+    """What identifies a model, and the adapter on it, in a run folder: SHA-256 of local files, or the hub id.
 
     A folder that is trained on keeps its name while its weights change; a resumed stage must see that.
 
     Raises:
         ForethinkError: an alias whose package is not installed, or a file that is no GGUF.
     """
+    if adapter is not None:
+        return model_inputs(name) | model_inputs(adapter)
     source, gguf = _source(name)
     folder = Path(source)
     if gguf:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -78,11 +79,25 @@ def origin(chain: list[tuple[Path, Table]], key: tuple[int | str, ...]) -> Path:
     return chain[-1][0]
 
 
+def alike(old: Any, new: Any) -> bool:
+    """Whether two JSON values say the same; a file or folder that is there may be named in two ways."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(alike(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(alike, old, new))
+    if old != new and isinstance(old, str) and isinstance(new, str):
+        try:
+            return os.path.samefile(old, new)
+        except (OSError, ValueError):  # one of them is no file's name
+            return False
+    return bool(old == new)
+
+
 def first_difference(old: Any, new: Any, at: str = "") -> str:
     """Where two JSON values first differ, in words."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*new, *old]:
-            if old.get(key) != new.get(key):
+            if not alike(old.get(key), new.get(key)):
                 return first_difference(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
     return f"{at} was {old!r}, now {new!r}"
 
@@ -116,7 +131,7 @@ def _of_parent(config: Config, stage: str) -> tuple[Path, str | None] | None:
         raise ForethinkError(f"{state.parent}: not finished; finish it by its own recipe first.")
     data = config.model_dump(mode="json")
     own = {key: data.get(key) for key in settings}
-    return state.parent, None if own == settings else first_difference(settings, own)
+    return state.parent, None if alike(settings, own) else first_difference(settings, own)
 
 
 def inherited(config: Config, stage: str) -> Path | None:

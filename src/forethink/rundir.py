@@ -33,7 +33,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from forethink.config import Config
-from forethink.recipe import completed, config_toml, first_difference
+from forethink.recipe import alike, completed, config_toml, first_difference
 from forethink.types import ForethinkError
 
 _PACKAGES = ("forethink", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
@@ -207,9 +207,9 @@ class RunDir:
         known, made_of = completed(old.get("settings") or {}, self.config), old.get("inputs") or {}
         settings, inputs = self.record["settings"], self.record["inputs"]
         # Inputs are compared by content: a moved or renamed file is still the same input.
-        alike = sorted(inputs.values()) == sorted(made_of.values())
+        unchanged = sorted(inputs.values()) == sorted(made_of.values())
         for part, ours, theirs, same in (
-            ("settings", settings, known, settings == known), ("inputs", inputs, made_of, alike)
+            ("settings", settings, known, alike(known, settings)), ("inputs", inputs, made_of, unchanged)
         ):  # fmt: skip
             if not same:
                 changed = first_difference(theirs, ours)

@@ -91,6 +91,16 @@ def _settings(config: Config) -> Config:
     return config.model_copy(update={"rollout": rollout, "eval": config.eval.model_copy(update={"against": ()})})
 
 
+def _temperature(config: Config) -> float:
+    """What completions are sampled at; 0 for the most probable token at each place."""
+    knobs = config.eval
+    if knobs.temperature == 0 and knobs.samples > 1:
+        raise ForethinkError(
+            f"eval.temperature=0 gives {knobs.samples} times the same reply; set eval.samples=1, or a higher one."
+        )
+    return config.rollout.temperature if knobs.temperature is None else knobs.temperature
+
+
 def _inputs(config: Config, file: Path) -> dict[str, str]:
     """Hashes of the problems and of every model and template that is a file or folder of this machine."""
     found = hash_inputs(file)
@@ -169,9 +179,12 @@ def _evaluate(
     model = load()
     figures = _plain(run, config, problems, model, document_start(tokenizer))
 
+    asked = _temperature(config)
+
     def sampler() -> Engine:
         opened = template.opens_thought(tokenizer)
-        return engine or make_engine(config.rollout, model, tokenizer, thought_open=opened)
+        rollout = config.rollout.model_copy(update={"temperature": asked or config.rollout.temperature})
+        return engine or make_engine(rollout, model, tokenizer, thought_open=opened, greedy=asked == 0)
 
     with _progress("reasoning", len(problems)) as advance:
         sample_positions(run, config, problems, template, tokenizer, sampler, advance)
@@ -189,7 +202,7 @@ def _evaluate(
         "problems": {"file": str(file), "split": split, "entropy": knobs.base or metadata.get("proxy", "")},
         "seed": config.seed,
         "template": config.template.name,
-        "temperature": config.rollout.temperature,
+        "temperature": asked,
         "max_tokens": config.rollout.max_tokens,
         "samples": knobs.samples,
         "thresholds": list(knobs.thresholds),
@@ -238,6 +251,7 @@ def run_eval(config: Config, engine: Engine | None = None) -> Path:
         ForethinkError: no problems, no position above the lowest threshold, a model that reads another tokenizer, or
             evaluations to compare with that stand on other positions.
     """
+    _temperature(config)  # refused before anything is read
     file, split, problems = _problems(config)
     run = RunDir(
         Path(config.run) / config.eval.name,

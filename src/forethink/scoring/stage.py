@@ -40,7 +40,7 @@ def run_score(config: Config) -> Path:
     name = config.score.proxy or config.model.name
     sections = ("corpus", "score") if own_proxy else ("corpus", "score", "model")
     adapter = None if own_proxy else config.model.adapter
-    inputs = {**corpus_inputs(config.corpus), **model_inputs(name), **(model_inputs(adapter) if adapter else {})}
+    inputs = corpus_inputs(config.corpus) | model_inputs(name, adapter)
     run = RunDir(Path(config.run) / "score", "score", config, sections, inputs)
     if run.done:
         return run.path

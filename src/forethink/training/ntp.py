@@ -235,8 +235,7 @@ def run_ntp(config: Config) -> Path:
     amount, sources = _budget(config)
     start, adapter = starting_point(config.model, knobs.start)
     refuse_adapter_on_adapter(adapter, knobs.lora_rank, "ntp.lora_rank")
-    inputs = {str(file): hash_file(file) for file in (*shards, problems)} | sources | model_inputs(start)
-    inputs |= model_inputs(adapter) if adapter is not None else {}
+    inputs = {str(file): hash_file(file) for file in (*shards, problems)} | sources | model_inputs(start, adapter)
     run = RunDir(Path(config.run) / knobs.name, "ntp", config, ("model", "ntp"), inputs)
     if not run.done:
         _train(config, run, amount, start, adapter)

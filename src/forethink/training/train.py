@@ -68,11 +68,10 @@ class Stage:
         self.config, self.path = config, path
         self.main = int(os.environ.get("RANK", "0")) == 0
         self.checkpoints = self.path / "checkpoints"
-        inputs = self._inputs()
+        inputs = self._inputs()  # first: it says what is missing
         self.start, self.adapter = self._start()
         self.goes_on = goes_on(self.adapter, config.train.lora_rank)
-        inputs |= model_inputs(self.start)
-        inputs |= model_inputs(self.adapter) if self.adapter is not None else {}
+        inputs |= model_inputs(self.start, self.adapter)
         self.run = RunDir(self.path, self.name, config, self.sections, inputs) if self.main else None
 
     def _inputs(self) -> dict[str, str]:

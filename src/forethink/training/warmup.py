@@ -56,19 +56,18 @@ def run_warmup(config: Config) -> Path:
         raise ForethinkError(f"{folder}: holds no training problems; run `forethink problems` first.")
     start, adapter = starting_point(config.model, config.warmup.start)
     refuse_adapter_on_adapter(adapter, config.warmup.lora_rank, "warmup.lora_rank")
-    inputs = hash_inputs(source) | (model_inputs(start) if config.warmup.start is not None else {})
-    inputs |= model_inputs(adapter) if adapter is not None else {}
+    inputs = hash_inputs(source) | model_inputs(start, adapter)
     run = RunDir(Path(config.run) / "warmup", "warmup", config, ("model", "template", "rollout", "warmup"), inputs)
     if run.done:
         print(f"{run.path}: done before")
         return run.path
-    stage = _Stage(config, run, folder)
+    stage = _Stage(config, run, folder, start, adapter)
     stage.run_or_skip()
     return run.path
 
 
 class _Stage:
-    def __init__(self, config: Config, run: RunDir, folder: Path) -> None:
+    def __init__(self, config: Config, run: RunDir, folder: Path, start: str, adapter: str | None) -> None:
         import torch
 
         from forethink.device import keep_memory
@@ -77,25 +76,24 @@ class _Stage:
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
-        from forethink.training.checkpoints import goes_on, starting_point
+        from forethink.training.checkpoints import goes_on
         from forethink.training.forward import Packer
 
         keep_memory(config.model.device)
         self.config, self.settings, self.run = config, config.warmup, run
         model = config.model
-        name, adapter = starting_point(model, self.settings.start)
-        self.tokenizer = load_tokenizer(name, trust_remote_code=model.trust_remote_code)
+        self.tokenizer = load_tokenizer(start, trust_remote_code=model.trust_remote_code)
         made_with = problems_metadata(folder, "train").get("fingerprint")
         if made_with != fingerprint(self.tokenizer):
             raise ForethinkError(
-                f"{folder}: its problems were made with another tokenizer than {name}'s; run "
+                f"{folder}: its problems were made with another tokenizer than {start}'s; run "
                 "`forethink problems` again with this model."
             )
         self.template = load_template(config.template.name)
         self.table = token_bytes(self.tokenizer)
         self.bos = document_start(self.tokenizer)
         load = partial(
-            load_model, name, adapter=adapter, device=model.device, trust_remote_code=model.trust_remote_code
+            load_model, start, adapter=adapter, device=model.device, trust_remote_code=model.trust_remote_code
         )
         # Two copies: fp32 master weights that train, and what answers and says its candidates, fast.
         self.model = load(dtype=torch.float32, merge=not goes_on(adapter, self.settings.lora_rank))
