@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -24,7 +25,7 @@ from trainers import prepare, train_settings
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_llama, smollm2_tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    prepare(folder / "run", tiny_llama, smollm2_tokenizer)
+    prepare(folder / "run", tiny_llama, smollm2_tokenizer, documents=12)
     return folder
 
 
@@ -71,12 +72,47 @@ def test_candidates_are_the_models_own_in_any_order_of_contexts(name, request, m
         assert own.probabilities == pytest.approx(top.values.tolist(), rel=1e-4)
 
 
+FIXED = (
+    "warmup.lora_rank=2", "rollout.max_tokens=4", "warmup.examples=12", "warmup.batch=4", "warmup.micro_batch=4",
+    "warmup.probe_positions=2",
+)  # fmt: skip
+
+
 def warm(home: Path, name: str, *overrides: str) -> Path:
     """A short warm start in a run of its own, on the same problems; its model's folder."""
-    sizes = ("warmup.examples=12", "warmup.batch=4", "warmup.micro_batch=4", "warmup.probe_positions=2")
-    fixed = ("warmup.lora_rank=2", "rollout.max_tokens=4", *sizes)
     shutil.copytree(home / "run", home / name)
-    return run_warmup(train_settings(home / name, *fixed, *overrides)) / "model"
+    return run_warmup(train_settings(home / name, *FIXED, *overrides)) / "model"
+
+
+def test_a_stopped_warm_start_asks_for_nothing_again(home, monkeypatch) -> None:
+    sizes = (
+        "warmup.examples=60", "warmup.batch=1", "warmup.micro_batch=1", "warmup.probe_every=20", "warmup.replay=0.1",
+        "warmup.skip_box_rate=none",
+    )  # fmt: skip
+    whole = warm(home, "whole_run", *sizes)
+    begun = _Stage.probe
+
+    def stopped(self, step: int):
+        if step == 60:
+            raise KeyboardInterrupt
+        return begun(self, step)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(_Stage, "probe", stopped)
+        warm(home, "stopped", *sizes)
+    probed: list[int] = []
+    monkeypatch.setattr(_Stage, "probe", lambda self, step: (probed.append(step), begun(self, step))[1])
+    monkeypatch.setattr(_Stage, "_made", lambda self: pytest.fail("the examples are made again"))
+    config = train_settings(home / "stopped", *FIXED, *sizes)
+    resumed = run_warmup(config) / "model"
+    assert probed == [60, 66]  # checkpoints are kept every 50 steps
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (whole, resumed))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    ours, theirs = (json.loads((folder.parent / "run.json").read_text())["result"] for folder in (resumed, whole))
+    for result in (ours, theirs):
+        del result["seconds"]
+    assert ours == theirs
+    assert not (resumed.parent / "checkpoints").exists()
 
 
 def test_a_second_warm_start_goes_on_with_the_firsts_adapter(home, capsys) -> None:

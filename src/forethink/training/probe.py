@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -88,6 +89,11 @@ class Probe:
     def record(self) -> dict[str, float]:
         """The figures by name, for metrics.jsonl."""
         return {f"probe/{name}": value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Probe:
+        """The figures of a record that was made of them."""
+        return cls(**{field.name: record[f"probe/{field.name}"] for field in fields(cls)})
 
 
 def probe(

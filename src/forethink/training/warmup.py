@@ -7,11 +7,13 @@ with its own arg-max and the share of groups with a signal level off on held-out
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 from forethink.config import Config
 from forethink.recipe import stage_folder
 from forethink.records import problems_metadata, read_problems
-from forethink.rundir import RunDir, hash_inputs
+from forethink.rundir import RunDir, hash_inputs, read_jsonl, write_atomic
 from forethink.spent import totals
 from forethink.types import ForethinkError, Problem
 
@@ -76,8 +78,9 @@ class _Stage:
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
-        from forethink.training.checkpoints import goes_on
+        from forethink.training.checkpoints import goes_on, newest_checkpoint
         from forethink.training.forward import Packer
+        from forethink.training.probe import Probe
 
         keep_memory(config.model.device)
         self.config, self.settings, self.run = config, config.warmup, run
@@ -113,6 +116,11 @@ class _Stage:
         taken = {problem.id for problem in self.probed}
         self.problems = [problem for problem in self.problems if problem.id not in taken]
         self.cost = Flops.of(self.twin)
+        # Where training goes on, its checkpoint says what was spent until then, and nothing of that is done again.
+        checkpoint = newest_checkpoint(run.path / "checkpoints")
+        done = -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+        records = [record for record in read_jsonl(run.path / "metrics.jsonl") if record["step"] <= done]
+        self.probes = {record["step"]: Probe.of(record) for record in records if "probe/box" in record}
         self.spent: Counter[str] = Counter()  # probes and candidates included; seconds are the training loop's
         self.began = time.monotonic()
         self.packer = Packer(self.twin)
@@ -139,7 +147,7 @@ class _Stage:
 
     def run_or_skip(self) -> None:
         """Probe the untrained policy; train unless it already answers in the form."""
-        before = self.probe(0)
+        before = self.probes.get(0) or self.probe(0)
         enough = self.settings.skip_box_rate
         if enough is not None and before.box >= enough:
             print(f"warm start skipped: the policy boxes {before.box:.0%} of its replies already")
@@ -161,7 +169,18 @@ class _Stage:
         shutil.rmtree(self.run.path / "checkpoints", ignore_errors=True)  # of no use beside the final weights
 
     def examples(self) -> list[Any]:
-        """All examples in training order."""
+        """All examples in training order, as they were made where training goes on."""
+        from forethink.training.supervised import Example
+
+        kept = self.run.path / "checkpoints" / "examples.jsonl"
+        if self.probes and kept.exists():
+            return [Example(tuple(one["ids"]), one["start"], tuple(one["text"])) for one in read_jsonl(kept)]
+        made = self._made()
+        kept.parent.mkdir(exist_ok=True)
+        write_atomic(kept, "".join(json.dumps(asdict(example)) + "\n" for example in made))
+        return made
+
+    def _made(self) -> list[Any]:
         from forethink.training.supervised import Example
         from forethink.training.thoughts import interleaved, thought
 
@@ -214,7 +233,10 @@ class _Stage:
         """Supervised training to the end of the examples, the minutes, or until the probes level off."""
         from forethink.training.supervised import supervise
 
-        best: list[float] = []
+        def better(found: Any) -> float:
+            return float(found.box + found.agree + found.signal)
+
+        best = [better(found) for step, found in sorted(self.probes.items()) if step]
 
         def look(step: int, seconds: float) -> bool:
             if self.settings.minutes is not None and seconds > 60 * self.settings.minutes:
@@ -222,8 +244,7 @@ class _Stage:
                 return True
             if step % self.settings.probe_every:
                 return False
-            found = self.probe(step)
-            best.append(found.box + found.agree + found.signal)
+            best.append(better(self.probe(step)))
             level = len(best) > PATIENCE and max(best[-PATIENCE:]) < max(best[:-PATIENCE]) + _BETTER
             if level:
                 print("warm start: box rate, agreement and signal have levelled off", flush=True)
