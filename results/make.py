@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cells import NOT_YET, Record, grid, number, percent, picked, seed_of, share
+from unseen import unseen
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -259,7 +260,10 @@ def note(data: Record) -> str:
     return data["note"] or NOT_YET
 
 
-_KINDS = [accuracy, differences, cost, commands, fit, tasks, categories, questions, family, patterns, diversity, note]
+_KINDS = [
+    accuracy, differences, unseen, cost, commands, fit, tasks, categories, questions, family, patterns, diversity,
+    note,
+]  # fmt: skip
 KINDS: dict[str, Callable[..., str]] = {one.__name__: one for one in _KINDS}
 
 

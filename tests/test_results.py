@@ -193,6 +193,30 @@ def test_what_a_run_has_not_given_is_not_yet_run(summary: Path, kind: str) -> No
     assert make.render(f"{kind} nothing", summary.parent) == make.NOT_YET
 
 
+def test_other_documents_are_expected_within_a_wider_interval(tmp_path: Path) -> None:
+    def record(samples: int, plain: float, reasoning: float, bootstrap: list[float] | None) -> dict[str, Any]:
+        shares = {"plain": plain, "reasoning": reasoning}
+        row = {name: {"value": value, "wilson": None, "bootstrap": bootstrap} for name, value in shares.items()}
+        return {"samples": samples, "rows": [{"split": "easy", "kind": "nested", "positions": 9} | row]}
+
+    there = {"a": record(4, 0.30, 0.30, [0.20, 0.40]), "b": record(1, 0.99, 0.00, [0.98, 1.00])}
+    other = {"a": record(4, 0.44, 0.45, None), "b": record(1, 0.95, 0.00, None), "c": record(1, 0.5, 0.5, None)}
+    runs = {"here": {"stages": [], "evals": there}, "there": {"stages": [], "evals": other}}
+    (tmp_path / "made.json").write_text(json.dumps({"note": "", "runs": runs}))
+    pairs = [f'"{one}=here/{one}=there/{one}"' for one in "ab"]
+    lines = make.render(
+        f"unseen made {' '.join(pairs)} absent=here/c=there/c one=there/c=here/a", tmp_path
+    ).splitlines()
+    # 0.3 ± 0.1·√2; a share does not pass 1, and an arm asked once has no reasoning accuracy to hold to.
+    assert lines[2:] == [
+        "| a | plain | 30.0 → 15.9 … 44.1: 44.0 |",
+        "| a | reasoning | 30.0 → 15.9 … 44.1: 45.0 **outside** |",
+        "| b | plain | 99.0 → 97.6 … 100.0: 95.0 **outside** |",
+        "| absent | – | *not yet run* |",
+        "| one | plain | – |",
+    ]
+
+
 def test_tables_of_laws_tasks_questions_and_comparisons(tmp_path: Path) -> None:
     span = {"value": 0.5, "wilson": [0.25, 0.75], "bootstrap": None}
     law = {"refused": None, "split": "easy", "axis": "flops", "points": 6, "r2": 0.98,
