@@ -98,7 +98,7 @@ def test_keys_explain(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys"]) == 0
     text = capsys.readouterr().out
     assert "[warmup]\n# Supervised training on thoughts made of" in text
-    assert "skip_box_rate = 0.9  # skipped from this box rate of the start on; None: never" in text
+    assert "skip_box_rate = 0.9  # skipped from this box rate on; None: never" in text
 
 
 def test_ctrl_c_is_one_line_and_130(capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,7 +112,7 @@ class Warmup(_Section):
     """Supervised training on thoughts made of the policy's own next-token candidates."""
 
     start: str | None = None  # a model or adapter folder, to go on with; [model] when absent
-    skip_box_rate: float | None = Field(default=0.9, ge=0, le=1)  # skipped from this box rate of the start on; None: never
+    skip_box_rate: float | None = Field(default=0.9, ge=0, le=1)  # skipped from this box rate on; None: never
     examples: int = Field(default=2400, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)  # for LoRA; all weights bear about a thirtieth of it
     batch: int = Field(default=16, ge=1)  # examples a step; small ones learn the form soonest
