@@ -10,6 +10,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from evaluating import model_folder, setting  # noqa: F401  # fixtures of two files
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Long modules first: begun last, one would keep its process busy for minutes while the other has nothing left.

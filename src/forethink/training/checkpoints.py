@@ -28,12 +28,17 @@ def mark_complete(checkpoint: Path) -> None:
     (checkpoint / _COMPLETE).touch()
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a folder ``checkpoint-<step>`` was written after."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest complete ``checkpoint-N``; torn ones are removed."""
     found: list[tuple[int, Path]] = []
     for path in folder.glob("checkpoint-*"):
         if (path / _COMPLETE).exists():
-            found.append((int(path.name.rsplit("-", 1)[1]), path))
+            found.append((step_of(path), path))
         else:
             shutil.rmtree(path)
     return max(found)[1] if found else None

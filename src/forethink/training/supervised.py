@@ -33,7 +33,7 @@ from forethink.device import multiplies_bf16
 from forethink.flops import Flops
 from forethink.rundir import RunDir, write_atomic
 from forethink.spent import totals
-from forethink.training.checkpoints import SPENT, mark_complete, newest_checkpoint, save_model, with_lora
+from forethink.training.checkpoints import SPENT, mark_complete, newest_checkpoint, save_model, step_of, with_lora
 from forethink.training.forward import Packer, base_of, compiles, install, packed
 from forethink.types import ForethinkError
 
@@ -170,7 +170,7 @@ def train_to_end(trainer: SupervisedTrainer, log: Log, tokenizer: PreTrainedToke
     # The Trainer prints its logs as dictionaries; the run folder and one readable line a log take their place.
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_checkpoint(run.path / "checkpoints")
-    done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+    done = 0 if checkpoint is None else step_of(checkpoint)
     run.truncate("metrics", lambda record: record["step"] <= done)
     if checkpoint is not None:
         trainer.spent.clear()

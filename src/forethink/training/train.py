@@ -48,7 +48,9 @@ def run_stage(kind: type[Stage], config: Config, path: Path) -> Path:
         if not stage.done:
             stage.train()
     except KeyboardInterrupt:
-        found = sorted(int(p.parent.name.rsplit("-", 1)[1]) for p in path.glob("checkpoints/checkpoint-*/complete"))
+        from forethink.training.checkpoints import step_of
+
+        found = sorted(step_of(p.parent) for p in path.glob("checkpoints/checkpoint-*/complete"))
         print(f"interrupted: the same command goes on from step {[0, *found][-1]}", file=sys.stderr)
         raise SystemExit(130) from None
     return path
@@ -213,14 +215,14 @@ class Stage:
             self.run.append("samples", lines)
 
     def _train_and_save(self, trainer: ReinforcementTrainer, tokenizer: PreTrainedTokenizerBase) -> None:
-        from forethink.training.checkpoints import SPENT, Keep, newest_checkpoint, save_model
+        from forethink.training.checkpoints import SPENT, Keep, newest_checkpoint, save_model, step_of
         from forethink.training.progress import Progress
 
         if self.main:
             newest_checkpoint(self.checkpoints)  # removes torn ones, once
         trainer.accelerator.wait_for_everyone()
         checkpoint = newest_checkpoint(self.checkpoints)
-        done = 0 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+        done = 0 if checkpoint is None else step_of(checkpoint)
         if checkpoint is not None and self.main:
             trainer.spent = Counter(json.loads((checkpoint / SPENT).read_text(encoding="utf-8")))
         if self.run is not None:

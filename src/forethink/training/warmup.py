@@ -78,7 +78,7 @@ class _Stage:
         from forethink.rollout import make_engine
         from forethink.templates import load_template
         from forethink.tokens import document_start
-        from forethink.training.checkpoints import goes_on, newest_checkpoint
+        from forethink.training.checkpoints import goes_on, newest_checkpoint, step_of
         from forethink.training.forward import Packer
         from forethink.training.probe import Probe
 
@@ -118,7 +118,7 @@ class _Stage:
         self.cost = Flops.of(self.twin)
         # Where training goes on, its checkpoint says what was spent until then, and nothing of that is done again.
         checkpoint = newest_checkpoint(run.path / "checkpoints")
-        done = -1 if checkpoint is None else int(checkpoint.name.rsplit("-", 1)[1])
+        done = -1 if checkpoint is None else step_of(checkpoint)
         records = [record for record in read_jsonl(run.path / "metrics.jsonl") if record["step"] <= done]
         self.probes = {record["step"]: Probe.of(record) for record in records if "probe/box" in record}
         self.spent: Counter[str] = Counter()  # probes and candidates included; seconds are the training loop's
